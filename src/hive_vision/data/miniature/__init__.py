@@ -1,0 +1,10 @@
+"""The miniature: small captioned scenes with everything known about them, drawn offline."""
+
+from hive_vision.data.miniature.build import (
+    CLASSIFICATION_SETS,
+    MiniatureData,
+    build_miniature_data,
+    written_aside,
+)
+
+__all__ = ["CLASSIFICATION_SETS", "MiniatureData", "build_miniature_data", "written_aside"]
