@@ -166,7 +166,7 @@ def image_token_counts(config: PreTrainedConfig) -> tuple[int, int]:
         model = AutoModel.from_config(config)
         blocks = find_blocks(model, config.num_hidden_layers)
         with torch.no_grad(), capture_block_outputs(blocks, [1]) as outputs:
-            model(_blank_image(config))
+            model(blank_image(config))
     height, width = _pair(config.image_size)
     patch_height, patch_width = _pair(config.patch_size)
     grid = (height // patch_height) * (width // patch_width)
@@ -190,7 +190,7 @@ def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[st
         model = AutoModel.from_config(config)
         blocks = find_blocks(model, config.num_hidden_layers)
         with capture_block_outputs(blocks, [deepest_layer]) as outputs:
-            model(_blank_image(config))
+            model(blank_image(config))
         names, parameters = zip(*model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(
             outputs[deepest_layer].sum(), parameters, allow_unused=True
@@ -198,7 +198,8 @@ def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[st
     return {name for name, grad in zip(names, gradients, strict=True) if grad is None}
 
 
-def _blank_image(config: PreTrainedConfig) -> Tensor:
+def blank_image(config: PreTrainedConfig) -> Tensor:
+    """Make one black image (1, C, H, W) of the size that the encoder expects."""
     return torch.zeros(1, config.num_channels, *_pair(config.image_size))
 
 

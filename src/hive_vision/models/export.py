@@ -1,0 +1,112 @@
+"""Writing the trained encoder as a plain Hugging Face model folder.
+
+The folder needs no part of this package, and older transformers (4.57) read it as well: from
+version 5 on, transformers keeps CLIP and SigLIP encoders without the ``vision_model.`` prefix
+of all earlier checkpoints, which version 4 would silently replace by random weights.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from hive_vision.models.backbones import blank_image
+
+WEIGHTS = "model.safetensors"
+OLD_PREFIX = "vision_model."
+
+
+def export_encoder(
+    vision_model: PreTrainedModel, image_processor: Any, folder: Path, card: str
+) -> None:
+    """Write encoder, image processor and model card, and prove that they load.
+
+    Args:
+        vision_model: The encoder, e.g. ``model.vision_model``.
+        image_processor: Its image processor.
+        folder: Where to write; replaced as a whole if it exists.
+        card: Text of the model card (README.md).
+
+    Raises:
+        RuntimeError: If the encoder read back does not give identical features.
+    """
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    vision_model.save_pretrained(aside, max_shard_size="1TB")
+    image_processor.save_pretrained(aside)
+    if _had_prefix(vision_model):
+        weights = load_file(aside / WEIGHTS)
+        prefixed = {OLD_PREFIX + key.removeprefix(OLD_PREFIX): w for key, w in weights.items()}
+        save_file(prefixed, aside / WEIGHTS, metadata={"format": "pt"})
+    (aside / "README.md").write_text(card, encoding="utf-8")
+    _verify(vision_model, aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def _had_prefix(vision_model: PreTrainedModel) -> bool:
+    """Whether transformers knows checkpoints of this model with the old prefix."""
+    return any(
+        pattern.startswith(r"^vision_model\.")
+        for conversion in get_model_conversion_mapping(vision_model)
+        for pattern in conversion.source_patterns
+    )
+
+
+def _verify(vision_model: PreTrainedModel, folder: Path) -> None:
+    loaded, report = AutoModel.from_pretrained(
+        folder, dtype=vision_model.dtype, output_loading_info=True
+    )
+    wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if wrong:
+        raise RuntimeError(f"exported encoder has {len(wrong)} wrong keys, first {wrong[0]!r}")
+    was_training = vision_model.training
+    image = torch.randn(
+        blank_image(vision_model.config).shape, generator=torch.Generator().manual_seed(0)
+    ).to(vision_model.device, vision_model.dtype)
+    loaded.to(vision_model.device)
+    with torch.no_grad():
+        expected = vision_model.eval()(image).last_hidden_state
+        features = loaded.eval()(image).last_hidden_state
+    vision_model.train(was_training)
+    if not torch.equal(expected, features):
+        raise RuntimeError(
+            "exported encoder gives other features than the trained one, largest difference "
+            f"{(expected - features).abs().max().item():.3g}"
+        )
+
+
+def encoder_card(base: str, method: str, summary: str) -> str:
+    """Write the encoder's model card.
+
+    Args:
+        base: Hub id or folder name of the encoder that training started from.
+        method: ``hive``, ``cascaded``, ``sa`` or ``base``.
+        summary: Markdown about the run: stages, data, losses.
+    """
+    return f"""---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags:
+- vision
+- hive-vision
+---
+
+# Vision encoder, method `{method}`
+
+Started from `{base}`. A plain transformers encoder; no other package is needed:
+
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained("encoder")
+processor = AutoImageProcessor.from_pretrained("encoder")
+features = model(**processor(images=image, return_tensors="pt")).last_hidden_state
+```
+
+{summary}
+"""

@@ -1,0 +1,115 @@
+"""The ``sa`` baseline: LLaVA-style concatenation of image and text tokens.
+
+It *is* transformers' ``LlavaForConditionalGeneration``; only the loss is computed as in the
+other methods (supervised positions only, global token count), so that the comparison is fair.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaMultiModalProjector,
+)
+
+from hive_vision.models.backbones import (
+    Source,
+    image_token_counts,
+    load_language_model,
+    load_vision_model,
+)
+from hive_vision.models.loss import next_token_loss
+
+
+class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):  # type: ignore[misc]
+    """LLaVA with this package's loss; saved, it is a stock LLaVA checkpoint."""
+
+    @classmethod
+    def from_backbones(
+        cls, vision: Source, language: Source, image_token_id: int, feature_layer: int = -1
+    ) -> Self:
+        """Join two backbones the LLaVA way.
+
+        Args:
+            vision: Encoder: hub id, local folder or configuration (then random).
+            language: Causal language model, given likewise.
+            image_token_id: Id of the placeholder token; a row is added if there is none for it.
+            feature_layer: Which of the encoder's hidden states is read: -1 is the last block's
+                output, -2 (LLaVA's choice, paper recipes) the one before.
+
+        Raises:
+            ValueError: If a backbone cannot be loaded completely, or if LLaVA cannot hold it.
+        """
+        vision_model, language_model = load_vision_model(vision), load_language_model(language)
+        embeddings = "embed_tokens.weight"
+        if (
+            language_model.config.tie_word_embeddings
+            and embeddings not in language_model.base_model.state_dict()
+        ):
+            raise ValueError(
+                f"method sa is transformers' LLaVA, which cannot tie the embeddings of a "
+                f"{type(language_model).__name__}; use another language model or another method"
+            )
+        if image_token_id >= language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(image_token_id + 1)
+        grid, prefix = image_token_counts(vision_model.config)
+        # LLaVA can leave out exactly one leading token, CLS; all others stay.
+        drops_cls = prefix == 1
+        backbones = (vision_model.config, language_model.config)
+        attention = [backbone._attn_implementation for backbone in backbones]
+        config = LlavaConfig(
+            vision_config=backbones[0],
+            text_config=backbones[1],
+            image_token_index=image_token_id,
+            image_seq_length=grid if drops_cls else grid + prefix,
+            vision_feature_layer=feature_layer,
+            vision_feature_select_strategy="default" if drops_cls else "full",
+            tie_word_embeddings=language_model.config.tie_word_embeddings,
+        )
+        for backbone, implementation in zip(backbones, attention, strict=True):
+            backbone._attn_implementation = implementation  # a new parent config resets it
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.vision_tower = vision_model
+        model.model.language_model = language_model.base_model
+        model.model.multi_modal_projector = LlavaMultiModalProjector(config)
+        model.lm_head = language_model.get_output_embeddings()
+        model.generation_config = language_model.generation_config
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_logits: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:
+        """As in transformers; ``return_logits=False`` saves computing what only the loss needs."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = None
+        if labels is not None:
+            loss = next_token_loss(hidden, labels, self.lm_head, num_items_in_batch)
+        logits = None
+        if return_logits:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, keep])
+        return LlavaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
