@@ -37,7 +37,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 _DESIGN_SIZE = 48
 _SUPERSAMPLE = 2
-_RADII = {"small": (7.5, 9.0), "large": (10.5, 12.0)}
+_RADII = {"small": (8.5, 10.0), "large": (12.5, 14.5)}
 # A pixel belongs to an object's mask where the object covers at least this share of it. Digit
 # strokes are soft after upscaling, so theirs is lower: the mask must hold the visible stroke.
 _SHAPE_COVERAGE = 0.5
@@ -221,7 +221,7 @@ def draw_scene(
             )
         )
     noise = rng.standard_normal(canvas.shape, dtype=np.float32)
-    canvas += rng.uniform(0.03, 0.08) * noise
+    canvas += rng.uniform(0.02, 0.06) * noise
     image = (np.clip(canvas, 0.0, 1.0) * 255.0).round().astype(np.uint8)
     return Scene(image, mask, tuple(things), background)
 
@@ -380,7 +380,7 @@ def _texture(
 ) -> Bools:
     """Say which points carry the object's own colour; u and v are in pixels."""
     # Drawn for every texture, so that what follows in the scene does not depend on it.
-    period = scale * rng.uniform(4.6, 6.0)
+    period = scale * rng.uniform(5.0, 6.5)
     across, down = u / period + rng.random(), v / period + rng.random()
     if look.texture == "plain":
         return np.ones(np.broadcast_shapes(u.shape, v.shape), dtype=bool)

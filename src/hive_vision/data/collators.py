@@ -1,0 +1,67 @@
+"""From samples to the tensors that a model reads.
+
+Shapes: B captions, T tokens of the longest caption in the batch, P image placeholder tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hive_vision.data.captions import Caption
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class CaptionCollator:
+    """Stack images and pad captions on the right; supervise the caption and its end.
+
+    With start token 1, end token 2, padding 0 and the captions ``[5, 6]`` and ``[7]``::
+
+        input_ids       1  5  6  2      attention_mask  1 1 1 1     labels  .  5  6  2
+                        1  7  2  0                      1 1 1 0             .  7  2  .
+
+    where ``.`` is -100. For ``sa`` the P placeholder tokens stand after the start token and
+    are not supervised either, so every method learns from exactly the same tokens.
+
+    Args:
+        image_processor: The encoder's.
+        pad_token_id: Fills ``input_ids``; never decides what is supervised.
+        image_tokens: Placeholder ids that ``sa`` puts before the caption.
+    """
+
+    image_processor: Any
+    pad_token_id: int
+    image_tokens: tuple[int, ...] = ()
+
+    def __call__(self, samples: Sequence[Caption]) -> dict[str, Any]:
+        """Make a batch.
+
+        Returns:
+            ``pixel_values`` (B, C, H, W), ``input_ids``, ``attention_mask`` and ``labels``
+            (B, P + T), and for the trainer the lists ``sample_ids`` and ``bad_samples``.
+        """
+        rows, targets = [], []
+        unsupervised = [IGNORE_INDEX] * (1 + len(self.image_tokens))
+        for sample in samples:
+            start, *caption = sample["input_ids"]
+            rows.append([start, *self.image_tokens, *caption])
+            targets.append([*unsupervised, *caption])
+        images = [sample["image"] for sample in samples]
+        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return {
+            "pixel_values": pixel_values,
+            "input_ids": _pad(rows, self.pad_token_id),
+            "attention_mask": _pad([[1] * len(row) for row in rows], 0),
+            "labels": _pad(targets, IGNORE_INDEX),
+            "sample_ids": [sample["sample_id"] for sample in samples],
+            "bad_samples": [bad for sample in samples for bad in sample["bad_samples"]],
+        }
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -1,0 +1,60 @@
+"""The order in which samples are seen: the same global batches on any number of machines."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+POOL_BATCHES = 32
+
+
+class LengthBucketedSampler(Sampler[int]):
+    """An endless, seeded order cut into global batches of captions of similar length.
+
+    The stream is one permutation of the data after another. Pools of 32 batches (at most one
+    epoch) are sorted by length and cut into batches, whose order is shuffled: on captions this
+    removes nearly all padding. Global batch k depends on nothing but the arguments, so a
+    resumed run, another number of processes or another micro-batch sees the same batches.
+
+    Args:
+        lengths: Tokens of each sample.
+        batch_size: Global batch size B.
+        num_batches: How many batches to give.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self, lengths: NDArray[np.int64], batch_size: int, num_batches: int, seed: int
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.seed = seed
+        self.pool_batches = max(1, min(POOL_BATCHES, len(lengths) // batch_size))
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in self.batches():
+            yield from batch.tolist()
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        """Give the global batches, each (B,) rows of the data, shortest captions first."""
+        for pool, first in enumerate(range(0, self.num_batches, self.pool_batches)):
+            count = min(self.pool_batches, self.num_batches - first)
+            rows = self._stream(first * self.batch_size, count * self.batch_size)
+            ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
+            shuffled = np.random.default_rng([self.seed, 1, pool]).permutation(count)
+            yield from ordered.reshape(count, self.batch_size)[shuffled]
+
+    def _stream(self, start: int, count: int) -> NDArray[np.int64]:
+        """Positions ``start`` to ``start + count`` of the concatenated epochs."""
+        size = len(self.lengths)
+        parts = [
+            np.random.default_rng([self.seed, 0, epoch]).permutation(size)
+            for epoch in range(start // size, -(-(start + count) // size))
+        ]
+        offset = start % size
+        return np.concatenate(parts)[offset : offset + count]

@@ -1,0 +1,42 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+MISSING = "-"
+
+
+def method_table(results: Sequence[Mapping[str, Any]], probe: str) -> Table:
+    """Put the methods of a demo side by side.
+
+    Args:
+        results: For each method its ``results.json`` with ``accuracy`` added.
+        probe: Name of the set that the accuracy was measured on.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method")
+    for heading in (
+        "held-out\ncaption loss",
+        "with images\nshuffled",
+        "trained\nparameters",
+        "seconds\nper step",
+        "peak\nmemory",
+        f"k-NN accuracy\non {probe}",
+    ):
+        table.add_column(heading, justify="right")
+    for result in results:
+        stages = result["stages"]
+        shuffled = result.get("held_out_loss_shuffled_images")
+        table.add_row(
+            result["method"],
+            f"{result['held_out_loss']:.3f}",
+            MISSING if shuffled is None else f"{shuffled:.3f}",
+            f"{result['trained_parameters']:,}",
+            "/".join(f"{stage['seconds_per_step']:.2f}" for stage in stages) or MISSING,
+            f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"{100 * result['accuracy']:.1f}%",
+        )
+    return table

@@ -1,0 +1,170 @@
+"""What a pre-training recipe can say. One dataclass for each part of the YAML file."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hive_vision.training.foundations import MiniatureSettings
+
+Method = Literal["hive", "cascaded", "sa", "base"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class ModelArguments:
+    """The two backbones and how they are joined.
+
+    Args:
+        vision: Encoder: hub id or local folder; of CLIP or SigLIP the vision half is taken.
+        language: Causal language model with its tokenizer: hub id or local folder.
+        layer_selection: Encoder layers that feed the language model: uniform, later, or a list
+            counted from 1.
+        layer_density: Share of the encoder layers that is selected (the paper's 0.25).
+        decoder_layers: Language-model layers that attend to the image; spread evenly if null.
+        projector_hidden_size: Width inside the projector; the language model's if null.
+        projector_norm: LayerNorm at the projector's entrance.
+        projector_residual: Residual connection around the projector's MLP.
+        projector_shared: One projector for all layers instead of one each.
+        cross_attention_gate: none, or a tanh gate that starts closed.
+        cross_attention_qk_norm: Normalise queries and keys of each head.
+        cross_attention_start: host copies the language model's own projections, random does not.
+        sa_feature_layer: Hidden state that method sa reads, -1 the last, -2 as LLaVA has it.
+    """
+
+    vision: str
+    language: str
+    layer_selection: Literal["uniform", "later"] | list[int] = "uniform"
+    layer_density: float = 0.25
+    decoder_layers: list[int] | None = None
+    projector_hidden_size: int | None = None
+    projector_norm: bool = True
+    projector_residual: bool = True
+    projector_shared: bool = False
+    cross_attention_gate: Literal["none", "tanh"] = "none"
+    cross_attention_qk_norm: bool = False
+    cross_attention_start: Literal["host", "random"] = "host"
+    sa_feature_layer: int = -1
+
+    def fusion_options(self, method: Method) -> dict[str, Any]:
+        """Options of `HiveConfig` for a method: cascaded reads the last layer only."""
+        not_fusion = ("vision", "language", "sa_feature_layer")
+        options = {name: value for name, value in vars(self).items() if name not in not_fusion}
+        if method == "cascaded":
+            options |= {"layer_selection": "last", "projector_shared": True}
+        return options
+
+
+@dataclass
+class DataArguments:
+    """Captioned images.
+
+    Args:
+        train: Folder with images and metadata.jsonl/.csv/.parquet, or a hub id.
+        validation: Held-out data; split off from train if null and train has no validation split.
+        image_column: Column with the images.
+        caption_column: Column with the captions.
+        holdout: Share split off when there is no held-out data.
+        max_held_out: At most this many held-out samples are used.
+        max_text_tokens: Longer captions are cut, keeping the end token (the paper's 77).
+        max_bad_fraction: More unusable samples than this share of the data stop the run.
+        num_workers: Processes that read images beside the trainer.
+    """
+
+    train: str
+    validation: str | None = None
+    image_column: str = "image"
+    caption_column: str = "caption"
+    holdout: float = 0.02
+    max_held_out: int = 512
+    max_text_tokens: int = 77
+    max_bad_fraction: float = 0.01
+    num_workers: int = 0
+
+
+@dataclass
+class StageArguments:
+    """One stage of pre-training (the paper's Table 3 has three).
+
+    Args:
+        rules: For each parameter group (vision_model, projectors, cross_attentions,
+            language_model), or pattern of parameter names, the peak learning rate or frozen. The
+            first rule that fits a parameter holds.
+        max_steps: Optimiser steps; 0 leaves the stage out. Null: given by epochs.
+        epochs: Passes over the data, if max_steps is null.
+        batch_size: Global batch size: captions per optimiser step on all devices together.
+        warmup: Share of the steps with a rising learning rate.
+        min_learning_rate: Share of its peak to which every group's learning rate falls.
+        betas: Of AdamW.
+        weight_decay: Of AdamW, not applied to biases and norms.
+        max_grad_norm: Gradient clipping.
+    """
+
+    rules: dict[str, float | Literal["frozen"]] = field(default_factory=dict)
+    max_steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 256
+    warmup: float = 0.03
+    min_learning_rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def steps(self, samples: int) -> int:
+        """Number of optimiser steps on this many samples.
+
+        Raises:
+            ValueError: If not exactly one of ``max_steps`` and ``epochs`` is given.
+        """
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"max_steps is {self.max_steps} and epochs is {self.epochs}; "
+                "give exactly one of them and set the other to null"
+            )
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * samples / self.batch_size))
+
+
+@dataclass
+class PretrainArguments:
+    """A pre-training recipe.
+
+    Args:
+        output: Run folder.
+        model: The backbones.
+        data: The captioned images.
+        method: hive, cascaded, sa, or base (nothing is trained).
+        seed: Of the data order and of everything that starts at random.
+        stage1: Projector.
+        stage2: Projector and language model.
+        stage3: Everything.
+        micro_batch_size: At most this many captions at once on one device; the rest is
+            accumulated.
+        precision: auto takes bfloat16 where a GPU has it and float32 elsewhere.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        log_every: Steps between lines in metrics.jsonl.
+        evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
+        save_every: Steps between checkpoints; 0 for the end of a stage only.
+        miniature: Data and models that are drawn and trained first, if their folder is not there.
+    """
+
+    output: str
+    model: ModelArguments
+    data: DataArguments
+    method: Method = "hive"
+    seed: int = 0
+    stage1: StageArguments = field(default_factory=StageArguments)
+    stage2: StageArguments = field(default_factory=StageArguments)
+    stage3: StageArguments = field(default_factory=StageArguments)
+    micro_batch_size: int = 64
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 0
+    miniature: MiniatureSettings | None = None
+
+    @property
+    def stages(self) -> dict[str, StageArguments]:
+        """The stages in their order."""
+        return {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}

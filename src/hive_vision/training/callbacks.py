@@ -1,0 +1,163 @@
+"""What watches a stage: metrics as JSON lines, progress with an ETA, and Ctrl-C."""
+
+import json
+import logging
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+REPORTS = 10  # progress lines for a stage when there is no terminal
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+    """Appends every log entry to ``metrics.jsonl``.
+
+    Args:
+        path: The file.
+        stage: Name written on each line.
+    """
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self.stage = stage
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line."""
+        if state.is_world_process_zero and logs:
+            line = {"stage": self.stage, "step": state.global_step, **logs}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """A progress bar with an ETA on a terminal, a few log lines elsewhere.
+
+    Args:
+        stage: Name of the stage.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.loss = float("nan")
+        self.started = 0.0
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if not (state.is_world_process_zero and self.console.is_terminal):
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.bar.add_task(
+            self.stage, total=state.max_steps, completed=state.global_step, loss=self.loss
+        )
+        self.bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar, or write a line now and then."""
+        if not state.is_world_process_zero:
+            return
+        step, total = state.global_step, state.max_steps
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=step, loss=self.loss)
+        elif step == total or step % max(1, total // REPORTS) == 0:
+            seconds = (time.monotonic() - self.started) / max(1, step - self.first_step)
+            remaining = timedelta(seconds=round(seconds * (total - step)))
+            logger.info(
+                "%s  %d/%d  loss %.3f  %.2f s/step  ETA %s",
+                *(self.stage, step, total, self.loss, seconds, remaining),
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remember the loss."""
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class InterruptCallback(TrainerCallback):  # type: ignore[misc]
+    """Turns Ctrl-C into "finish this step, save, stop"; a second Ctrl-C stops at once.
+
+    Use it as a context manager around ``train``.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "InterruptCallback":
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a checkpoint and the end."""
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True

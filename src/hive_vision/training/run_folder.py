@@ -1,0 +1,153 @@
+"""The run folder: what a run was asked to do, what it did, and where it stands.
+
+    recipe.yaml        the resolved recipe            stage1/ stage2/ stage3/
+    environment.json   versions and hardware            checkpoint-N/  while the stage runs
+    metrics.jsonl      every logged number              model/         when it is done
+    bad_samples.jsonl  samples that were replaced       result.json    its losses and proof
+    results.json       the summary                    encoder/         the plain encoder
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hive_vision.training.arguments import PretrainArguments
+
+PACKAGES = ("hive-vision", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+
+
+class RunFolder:
+    """Opens a new run or goes on with an interrupted one.
+
+    Args:
+        arguments: The recipe; its ``output`` is the folder.
+
+    Raises:
+        ValueError: If the folder is a file, holds something that is not a run, or a run of
+            another recipe.
+    """
+
+    def __init__(self, arguments: PretrainArguments) -> None:
+        self.path = Path(arguments.output)
+        self.recipe = _plain(asdict(arguments))
+        self._check()
+
+    def _check(self) -> None:
+        if self.path.is_file():
+            raise ValueError(f"output {str(self.path)!r} is a file; give a folder")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        saved = self.path / "recipe.yaml"
+        if not saved.is_file():
+            raise ValueError(
+                f"output {str(self.path)!r} is not empty and not a run; give another folder"
+            )
+        differences = recipe_differences(yaml.safe_load(saved.read_text("utf-8")), self.recipe)
+        if differences:
+            raise ValueError(
+                f"{str(self.path)!r} holds a run of another recipe ({'; '.join(differences)}); "
+                "give another output folder, or delete this one"
+            )
+
+    def create(self) -> None:
+        """Write down recipe and environment, unless an earlier start did."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "recipe.yaml").exists():
+            write_json(self.path / "environment.json", _environment())
+            text = yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True)
+            _write(self.path / "recipe.yaml", text)
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.path / name
+
+    def stage_result(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage reported; ``None`` if it is not finished."""
+        return read_json(self.stage(name) / "result.json")
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The summary of a finished run; ``None`` if it is not finished."""
+        return read_json(self.path / "results.json")
+
+    @property
+    def metrics(self) -> Path:
+        """File with all logged numbers."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def bad_samples(self) -> Path:
+        """File that names unusable samples."""
+        return self.path / "bad_samples.jsonl"
+
+    @property
+    def encoder(self) -> Path:
+        """The exported encoder."""
+        return self.path / "encoder"
+
+
+def recipe_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """List the keys in which two recipes differ, as ``key: saved -> given``."""
+    old, new = _flatten(saved), _flatten(given)
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if key != "output" and old.get(key) != new.get(key)
+    ]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file; ``None`` if there is none."""
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as YAML and JSON read them back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _flatten(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _environment() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": {package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+    }

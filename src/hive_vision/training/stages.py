@@ -1,0 +1,199 @@
+"""Which parameters a stage trains, and the proof that it did (paper section 4.1, Table 3)."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hive_vision.models.backbones import unreached_parameters
+from hive_vision.models.cross_attention import CrossAttention
+from hive_vision.naming import unknown_name
+
+Rules = Mapping[str, float | Literal["frozen"]]
+
+GROUPS = ("vision_model", "vision_tail", "projectors", "cross_attentions", "language_model")
+
+# Where each group lives: in our models, and in transformers' LLaVA.
+_PREFIXES = {
+    "vision_model.": "vision_model",
+    "model.vision_tower.": "vision_model",
+    "projectors.": "projectors",
+    "model.multi_modal_projector.": "projectors",
+    "cross_attentions.": "cross_attentions",
+    "language_model.": "language_model",
+    "model.language_model.": "language_model",
+    "lm_head.": "language_model",
+}
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """The parameters to which one rule applies.
+
+    Attributes:
+        rule: Group name or pattern.
+        learning_rate: Peak learning rate, ``None`` if frozen.
+        parameters: By name.
+    """
+
+    rule: str
+    learning_rate: float | None
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def size(self) -> int:
+        """Number of scalars."""
+        return sum(p.numel() for p in self.parameters.values())
+
+
+def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
+    """Give the group of every parameter: the one partition for freezing, rates and logs.
+
+    ``vision_tail`` are the encoder parameters that this model's loss cannot reach (post-norm,
+    pooling head, blocks after the last one used).
+
+    Args:
+        model: A `HiveForConditionalGeneration` or a LLaVA model.
+
+    Returns:
+        ``parameter name -> group``.
+    """
+    tail = _vision_tail(model)
+    groups = {}
+    for name, _ in model.named_parameters():
+        group = next((g for prefix, g in _PREFIXES.items() if name.startswith(prefix)), None)
+        assert group is not None, name
+        groups[name] = "vision_tail" if name in tail else group
+    return groups
+
+
+def _vision_tail(model: PreTrainedModel) -> set[str]:
+    config = model.config
+    if config.model_type == "llava":
+        depth = config.vision_config.num_hidden_layers
+        deepest, prefix = depth + 1 + config.vision_feature_layer, "model.vision_tower."
+    else:
+        deepest, prefix = max(config.encoder_layers), "vision_model."
+    return {prefix + name for name in unreached_parameters(config.vision_config, deepest)}
+
+
+def apply_rules(model: PreTrainedModel, rules: Rules) -> list[TrainedPart]:
+    """Freeze and unfreeze a model's parameters; nothing of an earlier stage remains.
+
+    Args:
+        model: The model.
+        rules: Group name or shell pattern over parameter names -> peak learning rate or
+            ``frozen``. The first rule that fits holds. A rule for a group that this model does
+            not have is no error; ``vision_tail`` needs no rule, it is always frozen.
+
+    Returns:
+        One part for each rule that applies to something.
+
+    Raises:
+        ValueError: If a parameter has no rule, a pattern fits nothing, or ``vision_tail`` is to
+            be trained.
+    """
+    groups = parameter_groups(model)
+    rules = dict(rules)
+    if rules.setdefault("vision_tail", "frozen") != "frozen":
+        raise ValueError(
+            "vision_tail cannot be trained: no gradient reaches it; leave it out or say frozen"
+        )
+    chosen: dict[str, dict[str, nn.Parameter]] = {rule: {} for rule in rules}
+    for name, parameter in model.named_parameters():
+        for rule in rules:
+            if rule == groups[name] or fnmatchcase(name, rule):
+                chosen[rule][name] = parameter
+                break
+        else:
+            raise ValueError(
+                f"no rule covers parameter {name!r} of group {groups[name]}; add "
+                f"'{groups[name]}: frozen' or a learning rate to the stage's rules"
+            )
+    for rule, parameters in chosen.items():
+        if not parameters and rule not in GROUPS:
+            raise ValueError(unknown_name("parameter group or pattern", rule, GROUPS))
+    parts = [
+        TrainedPart(rule, None if rules[rule] == "frozen" else float(rules[rule]), parameters)
+        for rule, parameters in chosen.items()
+        if parameters
+    ]
+    for part in parts:
+        for parameter in part.parameters.values():
+            parameter.requires_grad_(part.learning_rate is not None)
+    return parts
+
+
+def check_gradient_path(model: PreTrainedModel) -> None:
+    """Refuse to freeze cross-attentions that do not pass any gradient yet.
+
+    Args:
+        model: A model after ``apply_rules``.
+
+    Raises:
+        ValueError: If every cross-attention is still an exact identity and frozen.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, CrossAttention)]
+    trains = any(p.requires_grad for block in blocks for p in block.parameters())
+    if blocks and not trains and all(block.is_identity() for block in blocks):
+        raise ValueError(
+            "every cross-attention still has a zero output or gate and this stage freezes them, "
+            "so the projectors would get no gradient; give cross_attentions a learning rate in "
+            "the rules of the first stage"
+        )
+
+
+def describe_parts(parts: list[TrainedPart]) -> str:
+    """Write the table of what trains, one line for each rule."""
+    width = max(len(part.rule) for part in parts)
+    lines = []
+    for part in parts:
+        rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
+        count = len(part.parameters)
+        lines.append(f"{part.rule:<{width}}  {part.size:>13,} parameters  {count:>4} tensors  {rate}")
+    return "\n".join(lines)
+
+
+def hash_parameters(model: nn.Module) -> dict[str, str]:
+    """Give a SHA-256 of every parameter's bytes, to prove later what moved."""
+    return {
+        name: hashlib.sha256(_bytes(parameter)).hexdigest()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _bytes(parameter: nn.Parameter) -> Any:
+    return parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
+
+
+def prove_update(
+    model: nn.Module, parts: list[TrainedPart], before: Mapping[str, str]
+) -> dict[str, dict[str, int]]:
+    """Prove that each trained part moved and each frozen one is bit-identical.
+
+    Args:
+        model: The model after the stage.
+        parts: What ``apply_rules`` gave.
+        before: ``hash_parameters`` from before the stage.
+
+    Returns:
+        For each rule the number of tensors that moved and of those that did not.
+
+    Raises:
+        RuntimeError: If a trained part did not move or a frozen one did.
+    """
+    after = hash_parameters(model)
+    proof = {}
+    for part in parts:
+        moved = [name for name in part.parameters if before[name] != after[name]]
+        proof[part.rule] = {"moved": len(moved), "unchanged": len(part.parameters) - len(moved)}
+        if part.learning_rate is None and moved:
+            raise RuntimeError(f"{part.rule} is frozen, but {moved[0]!r} changed")
+        if part.learning_rate and not moved:
+            raise RuntimeError(f"{part.rule} should have trained, but none of its tensors changed")
+    return proof
