@@ -87,19 +87,18 @@ def _pretrain(arguments: list[str]) -> None:
         sys.stdout.write(PRETRAIN_HELP.format(recipes=", ".join(recipe_names())) + "\n")
         sys.stdout.write(recipe_parser().format_help().partition("\n\n")[2])
         return
-    from hive_vision.training.pretrain import Interrupted, pretrain
+    from hive_vision.training.pretrain import InterruptedRunError, pretrain
 
     recipe, *overrides = arguments
     try:
         results = pretrain(load_recipe(recipe, overrides))
-    except Interrupted as interruption:
+    except InterruptedRunError as interruption:
         sys.stderr.write(f"{interruption}; run the same command again to go on\n")
         sys.exit(130)
-    lines = [f"encoder: {results['encoder']}", f"held-out caption loss: {results['held_out_loss']:.4f}"]
+    loss = f"held-out caption loss: {results['held_out_loss']:.4f}"
     if "held_out_loss_shuffled_images" in results:
-        shuffled = results["held_out_loss_shuffled_images"]
-        lines[-1] += f", with images shuffled {shuffled:.4f}"
-    logging.getLogger("hive_vision").info("%s", "\n".join(lines))
+        loss += f", with images shuffled {results['held_out_loss_shuffled_images']:.4f}"
+    sys.stdout.write(f"{loss}\nencoder: {results['encoder']}\n")
 
 
 def _demo(arguments: list[str]) -> None:
@@ -126,7 +125,7 @@ def _demo(arguments: list[str]) -> None:
         raise ValueError(f"demo: {error}") from error
     recipe = load_recipe(options.recipe)
     if recipe.miniature is None:
-        raise ValueError(f"recipe {options.recipe!r} has no miniature section, which the demo needs")
+        raise ValueError(f"recipe {options.recipe!r} has no miniature section; the demo needs one")
     methods: list[Method] = ["base", "sa", "cascaded", "hive"]
     if not options.cascaded:
         methods.remove("cascaded")

@@ -96,7 +96,9 @@ def load_splits(source: str | Path) -> datasets.DatasetDict:
     """
     path = Path(source)
     if path.is_file():
-        raise ValueError(f"{str(source)!r} is a file; give the folder that holds images and metadata")
+        raise ValueError(
+            f"{str(source)!r} is a file; give the folder that holds images and metadata"
+        )
     try:
         if any((path / name).is_file() for name in METADATA_FILES):
             return datasets.load_dataset("imagefolder", data_dir=str(path))
@@ -188,5 +190,3 @@ class CaptionDataset(Dataset[Caption]):
         raise ValueError(
             f"sample {index} and 99 replacements cannot be used; the last one: {bad[-1][2]}"
         )
-
-

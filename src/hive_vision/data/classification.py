@@ -26,7 +26,9 @@ def load_classification(
     """
     splits = load_splits(source)
     if split not in splits:
-        raise ValueError(f"{str(source)!r} has no split {split!r}; its splits are {', '.join(splits)}")
+        raise ValueError(
+            f"{str(source)!r} has no split {split!r}; its splits are {', '.join(splits)}"
+        )
     data = splits[split]
     for name in (image_column, label_column):
         if name not in data.column_names:

@@ -9,7 +9,7 @@ Shapes: B images, N tokens of one image, D encoder width.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-Source = str | Path | PreTrainedConfig
+Source: TypeAlias = str | Path | PreTrainedConfig
 
 
 def load_config(source: Source, role: str) -> PreTrainedConfig:
@@ -192,9 +192,7 @@ def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[st
         with capture_block_outputs(blocks, [deepest_layer]) as outputs:
             model(blank_image(config))
         names, parameters = zip(*model.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(
-            outputs[deepest_layer].sum(), parameters, allow_unused=True
-        )
+        gradients = torch.autograd.grad(outputs[deepest_layer].sum(), parameters, allow_unused=True)
     return {name for name, grad in zip(names, gradients, strict=True) if grad is None}
 
 

@@ -4,7 +4,11 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hive_vision.models.layer_selection import select_decoder_layers, select_encoder_layers
+from hive_vision.models.layer_selection import (
+    Selection,
+    select_decoder_layers,
+    select_encoder_layers,
+)
 
 
 class HiveConfig(PreTrainedConfig):
@@ -37,9 +41,9 @@ class HiveConfig(PreTrainedConfig):
     model_type = "hive_vision"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    layer_selection: str | list[int] = "uniform"
+    vision_config: Any = None
+    text_config: Any = None
+    layer_selection: Selection = "uniform"
     layer_density: float = 0.25
     decoder_layers: list[int] | None = None
     projector_hidden_size: int | None = None

@@ -40,7 +40,7 @@ class TanhGate(nn.Module):
         return torch.tanh(self.weight) * update
 
 
-class CrossAttention(GradientCheckpointingLayer):  # type: ignore[misc]
+class CrossAttention(GradientCheckpointingLayer):
     """Pre-norm residual block: text queries, image keys and values.
 
     H + o(softmax(q(norm(H)) k(T)^T / sqrt(d)) v(T)), optionally times tanh(gate). Starts as
@@ -97,7 +97,7 @@ class CrossAttention(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def _heads(self, states: Tensor) -> Tensor:
         """(B, T, heads * d) to (B, heads, T, d)."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def is_identity(self) -> bool:
         """Whether no image content passes yet, so that the projector gets no gradient."""
@@ -143,7 +143,7 @@ class AttendBeforeLayer:
         cross_attention: The block to run there.
     """
 
-    def __init__(self, index: int | None = None, cross_attention: CrossAttention | None = None):
+    def __init__(self, index: int | None, cross_attention: nn.Module | None) -> None:
         self.index = index
         self.cross_attention = cross_attention
 

@@ -42,7 +42,7 @@ from hive_vision.naming import unknown_name
 
 
 @dataclass
-class HiveOutput(ModelOutput):  # type: ignore[misc]
+class HiveOutput(ModelOutput):
     """What ``HiveForConditionalGeneration.forward`` returns.
 
     Attributes:
@@ -58,7 +58,7 @@ class HiveOutput(ModelOutput):  # type: ignore[misc]
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Encoder, projectors, cross-attentions and language model (paper section 3).
 
     The two backbones stay what they are: ``vision_model`` is the plain encoder,
@@ -93,9 +93,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
     ) -> None:
         super().__init__(config)
         self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(
-            config.text_config
-        )
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         vision_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
         count = len(config.host_layers)
         self.projectors = nn.ModuleList(
@@ -146,6 +144,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         if config.cross_attention_start == "host":
             layers = model._language_layers()
             for number, block in zip(config.host_layers, model.cross_attentions, strict=True):
+                assert isinstance(block, CrossAttention)
                 block.copy_from_host(layers[number - 1])
         return model
 
@@ -156,9 +155,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
         hosts = {number: index for index, number in enumerate(self.config.host_layers)}
         for number, layer in enumerate(layers, start=1):
             index = hosts.get(number)
-            hook = AttendBeforeLayer(
-                index, None if index is None else self.cross_attentions[index]
-            )
+            hook = AttendBeforeLayer(index, None if index is None else self.cross_attentions[index])
             layer.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -170,11 +167,11 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """The language model's token embeddings."""
         return self.language_model.get_input_embeddings()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """The language model's output projection."""
         return self.language_model.get_output_embeddings()
 
@@ -262,7 +259,8 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: i
             loss = next_token_loss(hidden, labels, head, num_items_in_batch)
         logits = None
         if return_logits:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            last = isinstance(logits_to_keep, int)
+            keep = slice(-logits_to_keep, None) if last else logits_to_keep
             logits = head(hidden[:, keep])
         return HiveOutput(
             loss=loss,

@@ -45,7 +45,7 @@ def select_encoder_layers(num_layers: int, selection: Selection, density: float)
     """
     if isinstance(selection, str):
         if not 0 < density <= 1:
-            raise ValueError(f"layer_density is {density}; it must be in (0, 1], the paper's is 0.25")
+            raise ValueError(f"layer_density is {density}; it must be in (0, 1], 0.25 in the paper")
         count = max(1, round(density * num_layers))
         if selection == "uniform":
             return spread_evenly(num_layers, count)

@@ -83,7 +83,7 @@ def next_token_loss(
         total = torch.stack(
             [
                 checkpoint(summed, h, t, use_reentrant=False)
-                for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+                for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
             ]
         ).sum()
     return total / (count if num_items_in_batch is None else num_items_in_batch)

@@ -24,7 +24,7 @@ from hive_vision.models.configuration import HiveConfig
 MAX_SPARE_ROWS = 0.05
 
 
-class HiveProcessor(ProcessorMixin):  # type: ignore[misc]
+class HiveProcessor(ProcessorMixin):
     """An encoder's image processor and a language model's tokenizer.
 
     Args:
@@ -68,7 +68,9 @@ class HiveProcessor(ProcessorMixin):  # type: ignore[misc]
         try:
             image_processor = AutoImageProcessor.from_pretrained(vision)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{str(vision)!r} has no image processor: {_first_line(error)}") from error
+            raise ValueError(
+                f"{str(vision)!r} has no image processor: {_first_line(error)}"
+            ) from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(language)
         except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from hive_vision.models.backbones import (
 from hive_vision.models.loss import next_token_loss
 
 
-class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):  # type: ignore[misc]
+class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
     """LLaVA with this package's loss; saved, it is a stock LLaVA checkpoint."""
 
     @classmethod
@@ -103,7 +103,8 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):  # t
             loss = next_token_loss(hidden, labels, self.lm_head, num_items_in_batch)
         logits = None
         if return_logits:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            last = isinstance(logits_to_keep, int)
+            keep = slice(-logits_to_keep, None) if last else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
         return LlavaCausalLMOutputWithPast(
             loss=loss,

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 REPORTS = 10  # progress lines for a stage when there is no terminal
 
 
-class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+class MetricsCallback(TrainerCallback):
     """Appends every log entry to ``metrics.jsonl``.
 
     Args:
@@ -53,7 +53,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
                 file.write(json.dumps(line) + "\n")
 
 
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):
     """A progress bar with an ETA on a terminal, a few log lines elsewhere.
 
     Args:
@@ -65,7 +65,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.loss = float("nan")
+        self.loss = ""
         self.started = 0.0
         self.first_step = 0
 
@@ -80,7 +80,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[loss]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -104,7 +104,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             seconds = (time.monotonic() - self.started) / max(1, step - self.first_step)
             remaining = timedelta(seconds=round(seconds * (total - step)))
             logger.info(
-                "%s  %d/%d  loss %.3f  %.2f s/step  ETA %s",
+                "%s  %d/%d  %s  %.2f s/step  ETA %s",
                 *(self.stage, step, total, self.loss, seconds, remaining),
             )
 
@@ -117,7 +117,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Remember the loss."""
-        self.loss = (logs or {}).get("loss", self.loss)
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -132,7 +133,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             self.bar = None
 
 
-class InterruptCallback(TrainerCallback):  # type: ignore[misc]
+class InterruptCallback(TrainerCallback):
     """Turns Ctrl-C into "finish this step, save, stop"; a second Ctrl-C stops at once.
 
     Use it as a context manager around ``train``.

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 IMAGE_TOKEN = "<image>"
 
 
-class Interrupted(Exception):
+class InterruptedRunError(RuntimeError):
     """The run was stopped by Ctrl-C after saving a checkpoint."""
 
 
@@ -52,7 +52,7 @@ def pretrain(arguments: PretrainArguments) -> dict[str, Any]:
 
     Raises:
         ValueError: If the recipe, the models or the data do not fit together.
-        Interrupted: After Ctrl-C; the same call goes on from the checkpoint.
+        InterruptedRunError: After Ctrl-C; the same call goes on from the checkpoint.
     """
     run = RunFolder(arguments)
     if run.results is not None:
@@ -91,6 +91,8 @@ class _Job:
         self.stages = {} if arguments.method == "base" else self._checked_stages()
         finished = [name for name in self.stages if run.stage_result(name) is not None]
         self.model = self._load_model(finished)
+        if arguments.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for name in self.stages.keys() - finished:
             apply_rules(self.model, self.stages[name].rules)
         if self.stages and not finished:
@@ -197,7 +199,9 @@ class _Job:
             progress.close()
         seconds = time.monotonic() - started
         if interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
-            raise Interrupted(f"{name} stopped after step {trainer.state.global_step}, saved")
+            raise InterruptedRunError(
+                f"{name} stopped after step {trainer.state.global_step}, saved"
+            )
         proof = prove_update(self.model, parts, before)
         loss, shuffled = trainer.held_out_loss(), trainer.held_out_loss("shuffled")
         result = {
@@ -239,7 +243,9 @@ class _Job:
         else:
             trainer = self.trainer("held_out", StageArguments(max_steps=1, batch_size=1), [])
             results["held_out_loss"] = trainer.held_out_loss("none")
-        vision = self.model.vision_model if arguments.method != "sa" else self.model.model.vision_tower
+        vision = (
+            self.model.vision_model if arguments.method != "sa" else self.model.model.vision_tower
+        )
         export_encoder(
             vision,
             self.processor.image_processor,
@@ -278,8 +284,6 @@ def training_arguments(
         remove_unused_columns=False,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
-        gradient_checkpointing=arguments.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         adam_beta1=stage.betas[0],
         adam_beta2=stage.betas[1],
         weight_decay=stage.weight_decay,
@@ -305,7 +309,10 @@ def peak_memory() -> int:
 
 def _summary(results: dict[str, Any]) -> str:
     lines = [f"Trained on {results['captions']:,} captioned images.", ""]
-    lines += ["| stage | steps | held-out caption loss | with shuffled images |", "|---|---|---|---|"]
+    lines += [
+        "| stage | steps | held-out caption loss | with shuffled images |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {s['name']} | {s['steps']} | {s['held_out_loss']:.4f} "
         f"| {s['held_out_loss_shuffled_images']:.4f} |"

@@ -17,7 +17,9 @@ from hive_vision.training.arguments import PretrainArguments
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = files("hive_vision.recipes")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def recipe_path(recipe: str | Path) -> Path:
@@ -64,7 +66,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> PretrainAr
     try:
         parsed = parser.parse_args([f"--config={path}", *flags])
         arguments = parser.instantiate(parsed)
-    except Exception as error:  # noqa: BLE001  its errors have no common class but this
+    except Exception as error:
         raise ValueError(" ".join(str(error).split())) from error
     values = {field.name: arguments[field.name] for field in dataclasses.fields(PretrainArguments)}
     return PretrainArguments(**values)
@@ -72,9 +74,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> PretrainAr
 
 def recipe_parser() -> ArgumentParser:
     """Make the parser that types a recipe; its help lists every key."""
-    parser = ArgumentParser(
-        prog="hive-vision pretrain RECIPE", exit_on_error=False, add_help=False
-    )
+    parser = ArgumentParser(prog="hive-vision pretrain RECIPE", exit_on_error=False, add_help=False)
     parser.add_class_arguments(PretrainArguments, None)
     return parser
 

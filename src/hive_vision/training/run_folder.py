@@ -1,10 +1,10 @@
 """The run folder: what a run was asked to do, what it did, and where it stands.
 
-    recipe.yaml        the resolved recipe            stage1/ stage2/ stage3/
-    environment.json   versions and hardware            checkpoint-N/  while the stage runs
-    metrics.jsonl      every logged number              model/         when it is done
-    bad_samples.jsonl  samples that were replaced       result.json    its losses and proof
-    results.json       the summary                    encoder/         the plain encoder
+recipe.yaml        the resolved recipe            stage1/ stage2/ stage3/
+environment.json   versions and hardware            checkpoint-N/  while the stage runs
+metrics.jsonl      every logged number              model/         when it is done
+bad_samples.jsonl  samples that were replaced       result.json    its losses and proof
+results.json       the summary                    encoder/         the plain encoder
 """
 
 import json

@@ -155,7 +155,9 @@ def describe_parts(parts: list[TrainedPart]) -> str:
     for part in parts:
         rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
         count = len(part.parameters)
-        lines.append(f"{part.rule:<{width}}  {part.size:>13,} parameters  {count:>4} tensors  {rate}")
+        lines.append(
+            f"{part.rule:<{width}}  {part.size:>13,} parameters  {count:>4} tensors  {rate}"
+        )
     return "\n".join(lines)
 
 

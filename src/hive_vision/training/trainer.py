@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from hive_vision.data.captions import BadSample, CaptionDataset
 from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator
@@ -62,7 +62,7 @@ class BadSampleLog:
             )
 
 
-class HiveTrainer(Trainer):  # type: ignore[misc]
+class HiveTrainer(Trainer):
     """Trains one stage.
 
     Args:
@@ -76,6 +76,10 @@ class HiveTrainer(Trainer):  # type: ignore[misc]
         min_learning_rate: Share of its peak at which every group ends.
         **kwargs: For transformers' Trainer.
     """
+
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: LambdaLR | None
+    control: TrainerControl
 
     def __init__(
         self,
@@ -140,8 +144,10 @@ class HiveTrainer(Trainer):  # type: ignore[misc]
         """Linear warmup, then a cosine to ``min_learning_rate`` of each group's own peak."""
         if self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
             self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer,
+                optimizer,
                 lambda step: learning_rate_factor(
                     step, warmup, num_training_steps, self.min_learning_rate
                 ),
@@ -199,6 +205,7 @@ class HiveTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each group's learning rate and gradient norm to the trainer's own line."""
         if "loss" in logs:
+            assert self.optimizer is not None
             rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
             del logs["learning_rate"]  # the next step's, of the first group only
             logs |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
