@@ -64,6 +64,7 @@ class HiveProcessor(ProcessorMixin):
             ValueError: If either is missing, or if the tokenizer and the language model's
                 embedding do not belong together.
         """
+        load_config(vision, "vision")
         text_config = load_config(language, "language")
         try:
             image_processor = AutoImageProcessor.from_pretrained(vision)

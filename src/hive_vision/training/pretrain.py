@@ -60,12 +60,12 @@ def pretrain(arguments: PretrainArguments) -> dict[str, Any]:
         return run.results
     if arguments.miniature is not None:
         ensure_miniature(arguments.miniature)
-    job = _Job(arguments, run)
+    job = Job(arguments, run)
     run.create()
     return job.finish([job.train_stage(name) for name in job.stages])
 
 
-class _Job:
+class Job:
     """Everything that the stages share: data, processor, and the model they hand on."""
 
     def __init__(self, arguments: PretrainArguments, run: RunFolder) -> None:

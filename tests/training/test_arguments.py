@@ -1,0 +1,30 @@
+import pytest
+
+from hive_vision.models.configuration import HiveConfig
+from hive_vision.training.arguments import ModelArguments, StageArguments
+
+
+def test_steps_follow_from_epochs():
+    assert StageArguments(epochs=2.0, batch_size=64).steps(samples=640) == 20
+    assert StageArguments(epochs=0.2, batch_size=64).steps(samples=3) == 1
+    assert StageArguments(max_steps=0).steps(samples=640) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"max_steps": 3, "epochs": 1.0}])
+def test_steps_need_exactly_one_length(options):
+    with pytest.raises(ValueError, match="exactly one"):
+        StageArguments(**options).steps(samples=10)
+
+
+def test_fusion_options_are_those_of_the_configuration():
+    options = ModelArguments("v", "l").fusion_options("hive")
+    own = {name for name in HiveConfig.__annotations__ if not name.endswith("_config")}
+    assert options.keys() == own
+    defaults = HiveConfig()
+    assert options == {name: getattr(defaults, name) for name in own}
+
+
+def test_cascaded_reads_the_last_layer_through_one_projector():
+    options = ModelArguments("v", "l").fusion_options("cascaded")
+    assert options["layer_selection"] == "last"
+    assert options["projector_shared"] is True

@@ -1,0 +1,190 @@
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, LlavaForConditionalGeneration
+
+from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.models.processing import HiveProcessor
+from hive_vision.training.pretrain import InterruptedRunError, pretrain
+from hive_vision.training.trainer import TrainingError
+from tests.conftest import VOCABULARY, make_tokenizer, text_config
+from tests.training.conftest import FROZEN, stage
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "stage3" / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture(scope="module")
+def lines_of() -> object:
+    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["hive", "cascaded", "sa", "base"])
+def test_run_leaves_a_plain_encoder_and_a_summary(recipe, method, tmp_path, lines_of):
+    results = pretrain(recipe(method=method))
+    run = tmp_path / "run"
+    assert results == json.loads((run / "results.json").read_text())
+    encoder = AutoModel.from_pretrained(run / "encoder").eval()
+    processor = AutoImageProcessor.from_pretrained(run / "encoder")
+    assert "library_name: transformers" in (run / "encoder" / "README.md").read_text()
+    pixels = torch.randn(1, 3, processor.size["height"], processor.size["width"])
+    features = encoder(pixels).last_hidden_state
+    source = AutoModel.from_pretrained(results_source(recipe)).eval()
+    unchanged = torch.equal(features, source(pixels).last_hidden_state)
+    assert unchanged == (method == "base")
+    if method == "base":
+        assert results["stages"] == []
+        assert results["trained_parameters"] == 0
+        return
+    assert [s["name"] for s in results["stages"]] == ["stage1", "stage2", "stage3"]
+    assert results["held_out_loss_shuffled_images"] != results["held_out_loss"]
+    assert results["peak_memory_bytes"] > 0
+    proof = results["stages"][0]["update_proof"]
+    assert proof["vision_model"]["moved"] == 0
+    assert proof["projectors"]["moved"] > 0
+    metrics = lines_of(run / "metrics.jsonl")
+    assert {line["stage"] for line in metrics} == {"stage1", "stage2", "stage3"}
+    assert any("grad_norm/projectors" in line for line in metrics)
+    if method == "sa":
+        model = LlavaForConditionalGeneration.from_pretrained(run / "stage3" / "model").eval()
+        trained = model.model.vision_tower
+    else:
+        model = HiveForConditionalGeneration.from_pretrained(run / "stage3" / "model").eval()
+        assert HiveProcessor.from_pretrained(run / "stage3" / "model").max_text_tokens == 77
+        trained = model.vision_model
+    assert torch.equal(trained(pixels).last_hidden_state, features)
+
+
+def results_source(recipe) -> str:
+    return recipe().model.vision
+
+
+def test_same_recipe_and_seed_give_the_same_weights(recipe, tmp_path):
+    for name in ("a", "b"):
+        pretrain(recipe(output=str(tmp_path / name)))
+    pretrain(recipe(output=str(tmp_path / "c"), seed=1))
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_finished_run_does_nothing(recipe, tmp_path, caplog):
+    first = pretrain(recipe())
+    times = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
+    with caplog.at_level("INFO", logger="hive_vision"):
+        assert pretrain(recipe()) == first
+    assert "already finished; nothing to do" in caplog.text
+    assert times == {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
+
+
+@pytest.mark.parametrize(("method", "stage_name"), [("hive", "stage1"), ("sa", "stage3")])
+def test_ctrl_c_saves_and_the_same_call_goes_on(recipe, tmp_path, method, stage_name):
+    """Interrupted in the middle of a stage and continued: the same weights, bit for bit."""
+    stages = {f"stage{n}": stage(n, max_steps=30) for n in (1, 2, 3)}
+    options = {"method": method, "evaluate_every": 7, **stages}
+    run = tmp_path / "stopped"
+
+    def press_ctrl_c() -> None:
+        metrics = run / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if metrics.exists() and f'"{stage_name}", "step": 3' in metrics.read_text():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=press_ctrl_c)
+    watcher.start()
+    with pytest.raises(InterruptedRunError, match=f"{stage_name} stopped after step"):
+        pretrain(recipe(output=str(run), **options))
+    watcher.join()
+    assert list((run / stage_name).glob("checkpoint-*"))
+    pretrain(recipe(output=str(run), **options))
+    pretrain(recipe(output=str(tmp_path / "undisturbed"), **options))
+    assert_same_weights(run, tmp_path / "undisturbed")
+
+
+def test_stage_without_steps_is_left_out(recipe):
+    results = pretrain(recipe(stage1=stage(1), stage2=stage(2, max_steps=0)))
+    assert [s["name"] for s in results["stages"]] == ["stage1", "stage3"]
+
+
+def test_gradient_checkpointing_gives_the_same_weights(recipe, tmp_path):
+    for name, checkpointing in (("a", False), ("b", True)):
+        pretrain(recipe(output=str(tmp_path / name), gradient_checkpointing=checkpointing))
+    for name, weight in weights(tmp_path / "a").items():
+        torch.testing.assert_close(weights(tmp_path / "b")[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_unusable_samples_are_replaced_named_and_counted(recipe, image_folder, tmp_path, lines_of):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "003.png").write_bytes(b"not an image")
+    stages = {f"stage{n}": stage(n, max_steps=8) for n in (1, 2, 3)}
+    data = {"train": str(folder), "validation": str(image_folder)}
+    results = pretrain(recipe(data={**data, "max_bad_fraction": 0.1}, **stages))
+    assert results["bad_samples"] == 1
+    (bad,) = lines_of(tmp_path / "run" / "bad_samples.jsonl")
+    assert bad["sample_id"] == 3
+    assert bad["source"].endswith("003.png")
+    strict = recipe(data=data, output=str(tmp_path / "strict"), **stages)
+    with pytest.raises(TrainingError, match="1 samples cannot be used, 0 are allowed"):
+        pretrain(strict)
+
+
+def shallow_language_model(folder: Path) -> Path:
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(text_config("llama", layers=1)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def foreign_tokenizer(folder: Path, original: Path) -> Path:
+    shutil.copytree(original, folder)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<more{i}>" for i in range(30)])
+    assert len(tokenizer) > VOCABULARY
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_bad_input_is_one_line_and_leaves_no_folder(recipe, backbone_folders, tmp_path):
+    (tmp_path / "no_config").mkdir()
+    (tmp_path / "empty").mkdir()
+    shallow = shallow_language_model(tmp_path / "shallow")
+    foreign = foreign_tokenizer(tmp_path / "foreign", backbone_folders["llama"])
+    cases = {
+        "has no config.json": {"model": {"vision": str(tmp_path / "no_config")}},
+        "language model has only 1": {"model": {"language": str(shallow)}},
+        "layers 1 to 8": {"model": {"layer_selection": [4, 9]}},
+        "330 tokens but the embedding has 300": {"model": {"language": str(foreign)}},
+        "its columns are image, caption": {"data": {"caption_column": "text"}},
+        "no images found": {"data": {"train": str(tmp_path / "empty")}},
+        "no rule covers": {"stage2": stage(2, rules={"projectors": 1e-3})},
+        "zero output or gate": {
+            "stage1": stage(1, rules={"projectors": 1e-3, "cross_attentions": "frozen", **FROZEN})
+        },
+        "stage1: max_steps is None and epochs is None": {"stage1": stage(1, max_steps=None)},
+    }
+    for message, options in cases.items():
+        with pytest.raises(ValueError, match=message) as error:
+            pretrain(recipe(**options))
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists(), message

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+import yaml
+
+from hive_vision.training.run_folder import RunFolder, read_json, recipe_differences, write_json
+
+
+def test_new_folder_records_recipe_and_environment(recipe):
+    arguments = recipe()
+    run = RunFolder(arguments)
+    assert not run.path.exists()
+    run.create()
+    saved = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    assert saved["stage1"]["rules"]["projectors"] == 1e-2
+    assert "torch" in json.loads((run.path / "environment.json").read_text())["versions"]
+    RunFolder(arguments)  # the same recipe may go on
+    assert run.results is None
+    assert run.stage_result("stage1") is None
+
+
+def test_changed_recipe_is_refused_with_the_difference(recipe):
+    RunFolder(recipe()).create()
+    with pytest.raises(ValueError, match=r"seed: 0 -> 1"):
+        RunFolder(recipe(seed=1))
+
+
+def test_file_as_output_is_refused(recipe, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        RunFolder(recipe())
+
+
+def test_foreign_folder_is_refused(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("")
+    with pytest.raises(ValueError, match="not empty and not a run"):
+        RunFolder(recipe())
+
+
+def test_differences_ignore_where_the_run_lies():
+    old = {"output": "a", "stage1": {"max_steps": 1}, "seed": 0}
+    new = {"output": "b", "stage1": {"max_steps": 2}, "seed": 0}
+    assert recipe_differences(old, new) == ["stage1.max_steps: 1 -> 2"]
+
+
+def test_json_files(tmp_path):
+    assert read_json(tmp_path / "x.json") is None
+    write_json(tmp_path / "x.json", {"a": [1, 2.5, "é"]})
+    assert read_json(tmp_path / "x.json") == {"a": [1, 2.5, "é"]}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]

@@ -1,0 +1,165 @@
+import pytest
+import torch
+
+from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
+from hive_vision.training.stages import (
+    GROUPS,
+    apply_rules,
+    check_gradient_path,
+    describe_parts,
+    hash_parameters,
+    parameter_groups,
+    prove_update,
+)
+from tests.conftest import VOCABULARY, text_config, vision_config
+
+ALL = dict.fromkeys(("vision_model", "projectors", "cross_attentions", "language_model"), 1e-3)
+FIRST = {**ALL, "vision_model": "frozen", "language_model": "frozen"}
+
+
+def make(method="hive", vision="siglip", language="llama", **options):
+    torch.manual_seed(0)
+    backbones = (vision_config(vision), text_config(language))
+    if method == "sa":
+        return SelfAttentionForConditionalGeneration.from_backbones(
+            *backbones, image_token_id=VOCABULARY - 1, **options
+        )
+    return HiveForConditionalGeneration.from_backbones(*backbones, **options)
+
+
+def backward(model):
+    """Gradients from a loss over a caption and an image, for every parameter."""
+    torch.manual_seed(1)
+    ids = torch.randint(3, 90, (2, 6))
+    if isinstance(model, SelfAttentionForConditionalGeneration):
+        count = model.config.image_seq_length
+        ids = torch.cat([torch.full((2, count), VOCABULARY - 1), ids], dim=1)
+    model.requires_grad_(True)
+    model(input_ids=ids, pixel_values=torch.randn(2, 3, 32, 32), labels=ids).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip", "dinov2", "vit"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("hive", {}),
+        ("hive", {"layer_selection": [2, 5]}),
+        ("sa", {"feature_layer": -1}),
+        ("sa", {"feature_layer": -2}),
+    ],
+)
+def test_vision_tail_is_exactly_what_gets_no_gradient(vision, method, options):
+    model = make(method, vision, **options)
+    for module in getattr(model, "cross_attentions", []):  # let the image through
+        torch.nn.init.normal_(module.o_proj.weight)
+    gradients = backward(model)
+    groups = parameter_groups(model)
+    assert groups.keys() == gradients.keys()
+    for name, group in groups.items():
+        assert (gradients[name] is None) == (group == "vision_tail"), name
+
+
+def test_groups_of_both_model_kinds():
+    assert set(parameter_groups(make("hive")).values()) == set(GROUPS)
+    assert set(parameter_groups(make("sa")).values()) == set(GROUPS) - {"cross_attentions"}
+
+
+def test_rules_freeze_exactly_what_they_say():
+    model = make()
+    parts = {part.rule: part for part in apply_rules(model, FIRST)}
+    assert parts["projectors"].learning_rate == 1e-3
+    assert parts["language_model"].learning_rate is None
+    groups = parameter_groups(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (groups[name] in ("projectors", "cross_attentions"))
+    assert sum(part.size for part in parts.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_freezing_comes_only_from_the_current_stage():
+    model = make()
+    apply_rules(model, FIRST)
+    apply_rules(model, ALL)
+    groups = parameter_groups(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (groups[name] != "vision_tail")
+
+
+def test_first_fitting_rule_holds():
+    rules = {"language_model.*embed_tokens*": "frozen", **ALL}
+    model = make()
+    parts = apply_rules(model, rules)
+    frozen = {n for part in parts if part.learning_rate is None for n in part.parameters}
+    assert "language_model.model.embed_tokens.weight" in frozen
+    assert "language_model.model.embed_tokens.weight" not in parts[-1].parameters
+    assert not model.language_model.model.embed_tokens.weight.requires_grad
+
+
+def test_rule_for_a_group_of_another_method_is_no_error():
+    apply_rules(make("sa"), ALL)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"projectors": 1e-3, "cross_attentions": 1e-3, "vision_model": 1.0}, "language_model"),
+        ({**ALL, "vision_tail": 1e-3}, "vision_tail cannot be trained"),
+        ({"projektors": 1e-3, **ALL}, "did you mean 'projectors'"),
+    ],
+)
+def test_rules_that_do_not_fit(rules, message):
+    with pytest.raises(ValueError, match=message):
+        apply_rules(make(), rules)
+
+
+@pytest.mark.parametrize("gate", ["none", "tanh"])
+def test_zero_output_that_stage_one_freezes_is_refused(gate):
+    model = make(cross_attention_gate=gate)
+    apply_rules(model, {**FIRST, "cross_attentions": "frozen"})
+    with pytest.raises(ValueError, match="zero output or gate"):
+        check_gradient_path(model)
+    apply_rules(model, FIRST)
+    check_gradient_path(model)
+    apply_rules(make("sa"), FIRST)
+    check_gradient_path(make("sa"))
+
+
+def test_table_names_every_part():
+    table = describe_parts(apply_rules(make(), FIRST))
+    assert len(table.splitlines()) == 5
+    assert "language_model" in table
+    assert "frozen" in table
+    assert "0.001" in table
+
+
+def test_proof_accepts_what_was_asked_for():
+    model = make()
+    parts, before = apply_rules(model, FIRST), hash_parameters(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(1e-6 + name.count("a"))
+    proof = prove_update(model, parts, before)
+    assert proof["language_model"]["moved"] == 0
+    assert proof["projectors"]["unchanged"] == 0
+
+
+def test_proof_finds_a_frozen_tensor_that_moved_by_one_bit():
+    model = make()
+    parts, before = apply_rules(model, FIRST), hash_parameters(model)
+    for part in parts:
+        if part.learning_rate is not None:
+            torch.nn.init.ones_(next(iter(part.parameters.values())))
+    weight = next(model.vision_model.parameters())
+    with torch.no_grad():
+        weight.view(-1)[0] = torch.nextafter(weight.view(-1)[0], torch.tensor(torch.inf))
+    with pytest.raises(RuntimeError, match="vision_model is frozen, but"):
+        prove_update(model, parts, before)
+
+
+def test_proof_finds_a_trained_part_that_stood_still():
+    model = make()
+    parts = apply_rules(model, FIRST)
+    with pytest.raises(RuntimeError, match="should have trained"):
+        prove_update(model, parts, hash_parameters(model))

@@ -1,0 +1,189 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TrainingArguments
+
+from hive_vision.data.captions import BadSample
+from hive_vision.training.pretrain import Job
+from hive_vision.training.run_folder import RunFolder
+from hive_vision.training.stages import apply_rules
+from hive_vision.training.trainer import (
+    BadSampleLog,
+    TrainingError,
+    learning_rate_factor,
+    split_batch,
+)
+from tests.training.conftest import stage
+
+
+def make_trainer(arguments, number=3):
+    """A trainer for one stage of a recipe, and the job around it."""
+    run = RunFolder(arguments)
+    job = Job(arguments, run)
+    run.create()
+    run.stage("stage1").mkdir(exist_ok=True)
+    settings = list(arguments.stages.values())[number - 1]
+    parts = apply_rules(job.model, settings.rules)
+    return job, job.trainer("stage1", settings, parts)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(2326, 70), (4652, 140), (581, 18)])
+def test_warmup_of_table_3(tmp_path, total, warmup):
+    arguments = TrainingArguments(output_dir=str(tmp_path), warmup_steps=0.03)
+    assert arguments.get_warmup_steps(total) == warmup
+
+
+@given(st.integers(1, 300), st.floats(0, 0.5), st.floats(0, 1))
+def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(total, share, minimum):
+    warmup = math.ceil(share * total)
+    factors = [learning_rate_factor(step, warmup, total, minimum) for step in range(total)]
+    assert factors[0] > 0 or minimum == 0
+    assert all(minimum - 1e-9 <= f <= 1 + 1e-9 for f in factors[warmup:])
+    assert factors[: max(0, warmup - 1)] == sorted(factors[: max(0, warmup - 1)])
+    if warmup:
+        assert factors[warmup - 1] == 1
+    if total > warmup:
+        assert factors[-1] == pytest.approx(minimum)
+        assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 8))
+def test_global_batch_is_split_exactly(batch_size, micro_batch_size, world_size):
+    if batch_size % world_size:
+        with pytest.raises(ValueError, match="multiple"):
+            split_batch(batch_size, micro_batch_size, world_size)
+        return
+    micro, accumulation = split_batch(batch_size, micro_batch_size, world_size)
+    assert micro * accumulation * world_size == batch_size
+    assert micro <= micro_batch_size
+
+
+def test_every_group_has_its_rate_and_decays_to_its_own_minimum(recipe):
+    rules = {"projectors": 1e-2, "cross_attentions": 4e-3, "language_model": 2e-3}
+    settings = stage(3, rules={**rules, "vision_model": 1e-3}, max_steps=5, min_learning_rate=0.1)
+    _, trainer = make_trainer(recipe(stage3=settings))
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 5
+    for group, peak in rules.items():
+        rates = [line[f"learning_rate/{group}"] for line in lines]
+        assert max(rates) <= peak
+        assert all(line[f"grad_norm/{group}"] > 0 for line in lines[1:]), group
+    groups = {group["name"]: group for group in trainer.optimizer.param_groups}
+    optimizer_rates = {name: group["lr"] for name, group in groups.items()}
+    assert optimizer_rates["projectors"] == pytest.approx(1e-3)
+    assert optimizer_rates["vision_model"] == pytest.approx(1e-4)
+
+
+def test_group_norms_make_up_the_total_norm_before_clipping(recipe):
+    settings = stage(3, max_steps=3, max_grad_norm=1e-3)
+    _, trainer = make_trainer(recipe(stage3=settings))
+    trainer.train()
+    for line in trainer.state.log_history[:3]:
+        norms = [value for key, value in line.items() if key.startswith("grad_norm/")]
+        assert math.hypot(*norms) == pytest.approx(line["grad_norm"], rel=1e-4)
+
+
+def test_accumulation_changes_nothing(recipe, tmp_path):
+    weights = []
+    for micro in (4, 2, 1):
+        arguments = recipe(micro_batch_size=micro, output=str(tmp_path / str(micro)))
+        job, trainer = make_trainer(arguments)
+        assert trainer.args.gradient_accumulation_steps == 4 // micro
+        trainer.train()
+        weights.append(job.model.state_dict())
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_held_out_loss_is_the_mean_over_tokens(recipe):
+    job, trainer = make_trainer(recipe(micro_batch_size=3))
+    torch.nn.init.normal_(job.model.cross_attentions[0].o_proj.weight)
+    batch = job.collator(job.model)([job.held_out[i] for i in range(len(job.held_out))])
+    inputs = {k: v for k, v in batch.items() if k not in ("sample_ids", "bad_samples")}
+    job.model.eval()
+    with torch.no_grad():
+        expected = job.model(**inputs).loss.item()
+        inputs.pop("pixel_values")
+        alone = job.model.language_model(**inputs).loss.item()
+    assert trainer.held_out_loss() == pytest.approx(expected, rel=1e-5)
+    assert trainer.held_out_loss("none") == pytest.approx(alone, rel=1e-5)
+    assert trainer.held_out_loss("shuffled") != pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["hive", "cascaded", "sa"])
+def test_two_samples_overfit_and_images_matter(recipe, method):
+    """Same two captions each step: only the image says which one it is."""
+    settings = stage(3, max_steps=150, batch_size=2, warmup=0.1, min_learning_rate=0.1)
+    job, trainer = make_trainer(recipe(method=method, stage3=settings, log_every=20))
+    two = torch.utils.data.Subset(job.train_data, [0, 1])
+    two.lengths = job.train_data.lengths[:2]
+    trainer.train_dataset = trainer.eval_dataset = two
+    trainer.train()
+    assert trainer.held_out_loss() < 0.05
+    assert trainer.held_out_loss("shuffled") > 0.5
+
+
+def test_two_methods_see_the_same_batches_and_supervise_the_same_tokens(recipe, tmp_path):
+    seen = {}
+    for method in ("hive", "cascaded", "sa"):
+        arguments = recipe(method=method, output=str(tmp_path / method))
+        _, trainer = make_trainer(arguments)
+        loader = trainer.get_train_dataloader()
+        seen[method] = [
+            (b["sample_ids"], [row[row != -100].tolist() for row in b["labels"]], b["pixel_values"])
+            for b in loader
+        ]
+    for method in ("cascaded", "sa"):
+        for (ids, tokens, pixels), other in zip(seen["hive"], seen[method], strict=True):
+            assert ids == other[0]
+            assert tokens == other[1]
+            assert torch.equal(pixels, other[2])
+
+
+def test_loss_that_is_not_finite_names_the_samples(recipe):
+    job, trainer = make_trainer(recipe())
+    with torch.no_grad():
+        job.model.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1; .*diverged.json"):
+        trainer.train()
+    saved = json.loads((job.run.stage("stage1") / "diverged.json").read_text())
+    assert saved["step"] == 1
+    assert len(saved["sample_ids"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("vision", "language", "options"),
+    [("vit", "neox", {"cross_attention_start": "random"}), ("clip", "llama", {})],
+)
+def test_checkpoints_load_strictly_under_older_key_names(recipe, vision, language, options):
+    """ViT and GPT-NeoX are saved under older names, which a lenient load would skip."""
+    settings = stage(3, max_steps=2)
+    arguments = recipe(vision, language, stage3=settings, save_every=2, model=options)
+    job, trainer = make_trainer(arguments)
+    trainer.train()
+    trained = {name: p.clone() for name, p in job.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in job.model.parameters():
+            parameter.zero_()
+    trainer._load_from_checkpoint(str(job.run.stage("stage1") / "checkpoint-2"))
+    for name, weight in job.model.state_dict().items():
+        assert torch.equal(weight, trained[name]), name
+
+
+def test_bad_samples_are_named_once_and_too_many_stop_the_run(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    log = BadSampleLog(path, allowed=2)
+    first, second = BadSample(7, "a.png", "OSError", 3), BadSample(9, "b.png", "empty", 3)
+    log.record([first, second])
+    log.record([first])
+    assert [json.loads(line)["sample_id"] for line in path.read_text().splitlines()] == [7, 9]
+    again = BadSampleLog(path, allowed=2)
+    assert len(again) == 2
+    with pytest.raises(TrainingError, match="3 samples cannot be used, 2 are allowed"):
+        again.record([BadSample(1, "c.png", "OSError", 2)])
