@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 VOCABULARY = 300
 IMAGE_SIZE, PATCH_SIZE = 32, 8
-WORDS = "a small large red blue green circle square star left right of the and digit".split()
+WORDS = ["a", "small", "large", "red", "blue", "green", "circle", "square", "star", "left", "and"]
 
 
 def vision_config(family: str, layers: int = 8) -> transformers.PreTrainedConfig:
@@ -70,7 +70,11 @@ def text_config(family: str, layers: int = 4) -> transformers.PreTrainedConfig:
             return transformers.GPTNeoXConfig(intermediate_size=96, **options)
         case "opt":
             return transformers.OPTConfig(
-                ffn_dim=96, dropout=0.0, word_embed_proj_dim=48, max_position_embeddings=128, **options
+                ffn_dim=96,
+                dropout=0.0,
+                word_embed_proj_dim=48,
+                max_position_embeddings=128,
+                **options,
             )
     raise AssertionError(family)
 

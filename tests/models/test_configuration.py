@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import LANGUAGE_FAMILIES, VISION_FAMILIES, text_config, vision_config
 from transformers import AutoConfig
 
 from hive_vision.models.configuration import HiveConfig
+from tests.conftest import LANGUAGE_FAMILIES, VISION_FAMILIES, text_config, vision_config
 
 NOT_DEFAULT: dict[str, Any] = {
     "layer_selection": [2, 5, 7],

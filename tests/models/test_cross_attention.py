@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import LANGUAGE_FAMILIES, text_config, vision_config
-from hive_helpers import add_noise, generator
 from torch import Tensor, nn
 
 from hive_vision.models.backbones import find_blocks
@@ -17,6 +15,8 @@ from hive_vision.models.cross_attention import (
     attention_geometry,
     host_projections,
 )
+from tests.conftest import LANGUAGE_FAMILIES, text_config, vision_config
+from tests.models.helpers import add_noise, generator
 
 E, HEADS, KEY_VALUE_HEADS, HEAD_DIM = 48, 4, 2, 12  # as in conftest.text_config("llama")
 

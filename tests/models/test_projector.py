@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from hive_helpers import add_noise, generator
 from torch import Tensor
 
 from hive_vision.models.projector import Projector
+from tests.models.helpers import add_noise, generator
 
 D, H, E = 6, 10, 8
 

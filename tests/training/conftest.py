@@ -14,7 +14,12 @@ from hive_vision.training.arguments import (
 FROZEN = {"language_model": "frozen", "vision_model": "frozen"}
 RULES = (
     {"projectors": 1e-2, "cross_attentions": 1e-2, **FROZEN},
-    {"projectors": 1e-2, "cross_attentions": 1e-2, "language_model": 1e-2, "vision_model": "frozen"},
+    {
+        "projectors": 1e-2,
+        "cross_attentions": 1e-2,
+        "language_model": 1e-2,
+        "vision_model": "frozen",
+    },
     {"projectors": 1e-2, "cross_attentions": 1e-2, "language_model": 1e-2, "vision_model": 1e-2},
 )
 
@@ -31,7 +36,10 @@ def recipe(
     """Make a recipe of three stages with two steps each; keyword arguments change it."""
 
     def make(vision: str = "siglip", language: str = "llama", **options: Any) -> PretrainArguments:
-        model = {"vision": str(backbone_folders[vision]), "language": str(backbone_folders[language])}
+        model = {
+            "vision": str(backbone_folders[vision]),
+            "language": str(backbone_folders[language]),
+        }
         data = {"train": str(image_folder), "holdout": 0.2}
         defaults: dict[str, Any] = {
             "output": str(tmp_path / "run"),

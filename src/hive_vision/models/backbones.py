@@ -61,10 +61,7 @@ def load_vision_model(source: Source) -> PreTrainedModel:
     Raises:
         ValueError: If weights that the encoder needs are missing from the checkpoint.
     """
-    config = load_config(source, "vision")
-    if isinstance(source, PreTrainedConfig):
-        return AutoModel.from_config(config)
-    return _load_complete(AutoModel, source, "vision", config)
+    return _load(AutoModel, source, "vision")
 
 
 def load_language_model(source: Source) -> PreTrainedModel:
@@ -73,15 +70,13 @@ def load_language_model(source: Source) -> PreTrainedModel:
     Raises:
         ValueError: If weights that the model needs are missing from the checkpoint.
     """
-    config = load_config(source, "language")
+    return _load(AutoModelForCausalLM, source, "language")
+
+
+def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
+    config = load_config(source, role)
     if isinstance(source, PreTrainedConfig):
-        return AutoModelForCausalLM.from_config(config)
-    return _load_complete(AutoModelForCausalLM, source, "language", config)
-
-
-def _load_complete(
-    auto_class: Any, source: str | Path, role: str, config: PreTrainedConfig
-) -> PreTrainedModel:
+        return auto_class.from_config(config)
     model, report = auto_class.from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )

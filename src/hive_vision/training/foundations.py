@@ -50,8 +50,9 @@ IMAGE_TOKEN = "<image>"
 _PAD, _BOS, _EOS = "<pad>", "<s>", "</s>"
 _PATCH_SIZE = 8
 _HEADS, _KEY_VALUE_HEADS = 4, 2
-_TEXT_LENGTH = 64  # positions of the SigLIP text tower, and tokens every text is padded to
+_TEXT_LENGTH = 24  # positions of the SigLIP text tower, and tokens every text is padded to
 _LANGUAGE_LENGTH = 512
+_RESIDUAL_SCALE = 0.35
 _PREPROCESS_BATCH = 512
 # Raised when the same settings come to mean other data or models, so that a folder built by an
 # older version is refused instead of reused.
@@ -79,13 +80,13 @@ class Foundations:
     seed: int = 0
     vision_layers: int = 12
     vision_hidden_size: int = 96
-    vision_steps: int = 200
-    vision_learning_rate: float = 1e-3
+    vision_steps: int = 250
+    vision_learning_rate: float = 6e-4
     language_layers: int = 8
     language_hidden_size: int = 128
-    language_steps: int = 300
+    language_steps: int = 200
     language_learning_rate: float = 2e-3
-    batch_size: int = 128
+    batch_size: int = 64
     vocabulary_size: int = 512
 
     def __post_init__(self) -> None:
@@ -132,10 +133,11 @@ def ensure_miniature(settings: MiniatureSettings) -> Path:
         "data": asdict(settings.data),
         "foundations": asdict(settings.foundations),
     }
-    _check_recorded(folder, wanted)
-    # Recorded first: what an interrupted build leaves behind is known to be of these settings.
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    if not _is_recorded(folder, wanted):
+        # Recorded first: what an interrupted build leaves behind is known to be of these settings.
+        folder.mkdir(parents=True, exist_ok=True)
+        record = json.dumps(wanted, indent=2) + "\n"
+        (folder / "settings.json").write_text(record, encoding="utf-8")
     data, foundations = folder / "data", folder / "foundations"
     if not data.exists():
         logger.info("drawing the miniature's data in %s", data)
@@ -172,8 +174,8 @@ def train_foundations(data: Path, folder: Path, settings: Foundations) -> None:
     logger.info("saved the foundation models to %s", folder)
 
 
-def _check_recorded(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Raise a ValueError if the folder holds anything but the miniature that is wanted."""
+def _is_recorded(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Say whether the folder is that of the wanted miniature, or free; it must be one of both."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder for the miniature")
     path = folder / "settings.json"
@@ -182,7 +184,7 @@ def _check_recorded(folder: Path, wanted: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{folder} holds files but no miniature (no settings.json): choose another folder"
             )
-        return
+        return False
     recorded = _flatten(json.loads(path.read_text(encoding="utf-8")))
     asked = _flatten(wanted)
     for key in sorted(recorded.keys() | asked.keys()):
@@ -191,6 +193,7 @@ def _check_recorded(folder: Path, wanted: Mapping[str, Any]) -> None:
                 f"{folder} was built with {key}={recorded.get(key)}, but {key}={asked.get(key)} "
                 "is asked for: delete the folder or choose another one"
             )
+    return True
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -283,13 +286,13 @@ def _make_siglip(
     width = settings.vision_hidden_size
     tower = {
         "hidden_size": width,
-        "intermediate_size": 4 * width,
+        "intermediate_size": 2 * width,
         "num_attention_heads": _HEADS,
     }
     set_seed(settings.seed)
     text_config = SiglipTextConfig(
         **tower,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         vocab_size=len(text_tokenizer),
         max_position_embeddings=_TEXT_LENGTH,
         projection_size=width,
@@ -301,11 +304,16 @@ def _make_siglip(
         **tower, num_hidden_layers=settings.vision_layers, image_size=size, patch_size=_PATCH_SIZE
     )
     model = SiglipModel(SiglipConfig(text_config=text_config, vision_config=vision_config))
-    # The SigLIP paper's start (temperature 10, bias -10); transformers leaves both at zero, from
-    # where the many negatives of a batch dominate the first steps.
     with torch.no_grad():
-        model.logit_scale.fill_(math.log(10.0))
-        model.logit_bias.fill_(-10.0)
+        # A temperature as in the SigLIP paper, and the bias at which a pair is as likely to match
+        # as it is in a batch of this size. Transformers starts both at zero.
+        model.logit_scale.fill_(math.log(20.0))
+        model.logit_bias.fill_(-math.log(max(settings.batch_size - 1, 1)))
+        for block in (*model.vision_model.encoder.layers, *model.text_model.encoder.layers):
+            # Residual branches start small. At transformers' scale a deep narrow tower hardly
+            # leaves its start in a few hundred steps, here as in every training after this one.
+            block.self_attn.out_proj.weight.mul_(_RESIDUAL_SCALE)
+            block.mlp.fc2.weight.mul_(_RESIDUAL_SCALE)
     if settings.vision_steps:
         pixel_values = _preprocess(images, [row["file_name"] for row in rows], processor)
         encoded = text_tokenizer(
@@ -374,6 +382,7 @@ def _make_llama(
             learning_rate=settings.language_learning_rate,
             settings=settings,
             folder=folder,
+            train_sampling_strategy="group_by_length",
         )
     model.save_pretrained(folder / "llama")
     text_tokenizer.save_pretrained(folder / "llama")
@@ -404,6 +413,7 @@ def _train(
     learning_rate: float,
     settings: Foundations,
     folder: Path,
+    train_sampling_strategy: str = "random",
 ) -> None:
     """Train all of a model with AdamW, a short warmup and a cosine schedule."""
     logger.info("training %s for %d steps", type(model).__name__, steps)
@@ -418,6 +428,7 @@ def _train(
         weight_decay=0.01,
         adam_beta2=0.98,
         seed=settings.seed,
+        train_sampling_strategy=train_sampling_strategy,
         use_cpu=True,
         dataloader_pin_memory=False,
         remove_unused_columns=False,

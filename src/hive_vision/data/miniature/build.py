@@ -210,7 +210,7 @@ def _write_scenes(
 
 
 def _several_looks(rng: np.random.Generator, scans: DigitScans) -> list[Look]:
-    count = 1 + int(np.searchsorted((0.35, 0.75), rng.random()))
+    count = 1 + int(np.searchsorted((0.45, 0.85), rng.random()))
     return [random_look(rng, scans) for _ in range(count)]
 
 

@@ -126,9 +126,11 @@ def _existence(rng: np.random.Generator, things: Sequence[Thing]) -> list[Questi
 def _counting(things: Sequence[Thing]) -> list[Question]:
     counts = {f"{kind}s": sum(thing.kind == kind for thing in things) for kind in KINDS}
     counts["objects"] = len(things)
+    # Three of one kind are too rare for that answer to be as frequent as the others.
     return [
         Question(f"how many {what} are there?", str(count), "counting", what)
         for what, count in counts.items()
+        if count < 3 or what == "objects"
     ]
 
 

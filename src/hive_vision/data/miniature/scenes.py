@@ -37,12 +37,18 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 _DESIGN_SIZE = 48
 _SUPERSAMPLE = 2
-_RADII = {"small": (8.5, 10.0), "large": (12.5, 14.5)}
+_RADII = {"small": (9.5, 10.5), "large": (13.0, 15.0)}
 # A pixel belongs to an object's mask where the object covers at least this share of it. Digit
 # strokes are soft after upscaling, so theirs is lower: the mask must hold the visible stroke.
 _SHAPE_COVERAGE = 0.5
 _DIGIT_COVERAGE = 0.35
 _PLACEMENT_TRIES = 12
+# Patterns repeat every 8 pixels and start near the scene's own grid, give or take the jitter. With
+# a free phase, telling them apart took a small encoder thousands of steps even under full
+# supervision; like this a few hundred do, and an encoder that was never told of texture is still
+# far from it.
+_PERIOD = 8.0
+_PHASE_JITTER = 1.5
 
 
 @dataclass(frozen=True)
@@ -201,8 +207,7 @@ def draw_scene(
     mask = np.zeros((image_size, image_size), dtype=np.uint8)
     things = []
     for number, (look, (x, y, radius)) in enumerate(zip(looks, circles, strict=True), start=1):
-        light = background == "light"
-        corner, cover, ink = _render(rng, look, scans, (x, y), radius, image_size, light)
+        corner, cover, ink = _render(rng, look, scans, (x, y), radius, image_size)
         rows, columns = cover.shape
         window = (slice(corner[1], corner[1] + rows), slice(corner[0], corner[0] + columns))
         canvas[window] += cover[..., None] * (ink - canvas[window])
@@ -221,7 +226,7 @@ def draw_scene(
             )
         )
     noise = rng.standard_normal(canvas.shape, dtype=np.float32)
-    canvas += rng.uniform(0.02, 0.06) * noise
+    canvas += rng.uniform(0.01, 0.04) * noise
     image = (np.clip(canvas, 0.0, 1.0) * 255.0).round().astype(np.uint8)
     return Scene(image, mask, tuple(things), background)
 
@@ -250,8 +255,9 @@ def _try_place(
         line = np.arange(radius, image_size - radius + 1e-6)
         free = np.ones((len(line), len(line)), dtype=bool)
         for x, y, other in circles:
-            apart = np.abs(line - x) >= radius + other
-            free &= apart[None, :] | (np.abs(line - y) >= radius + other)[:, None]
+            # The extra pixel keeps two objects from sharing one at their rims.
+            gap = radius + other + 1.0
+            free &= (np.abs(line - x) >= gap)[None, :] | (np.abs(line - y) >= gap)[:, None]
         places = np.flatnonzero(free)
         if len(places) == 0:
             return None
@@ -282,7 +288,7 @@ def _box(inside: Bools, corner: tuple[int, int]) -> tuple[int, int, int, int]:
 def _background(rng: np.random.Generator, image_size: int) -> tuple[Floats, str]:
     """Return a faintly tinted gradient, float32 (size, size, 3), and "dark" or "light"."""
     background = pick(rng, ("dark", "light"))
-    level = rng.uniform(0.08, 0.35) if background == "dark" else rng.uniform(0.65, 0.92)
+    level = rng.uniform(0.35, 0.5) if background == "dark" else rng.uniform(0.65, 0.92)
     tint = (level + rng.uniform(-0.06, 0.06, size=3)).astype(np.float32)
     slope = rng.uniform(-0.12, 0.12, size=2).astype(np.float32)
     line = np.linspace(-1.0, 1.0, image_size, dtype=np.float32)
@@ -297,7 +303,6 @@ def _render(
     centre: tuple[float, float],
     radius: float,
     image_size: int,
-    light: bool,
 ) -> tuple[tuple[int, int], Floats, Floats]:
     """Render one object in a window of the scene.
 
@@ -318,15 +323,24 @@ def _render(
     step = 1.0 / _SUPERSAMPLE
     across = np.arange(columns * _SUPERSAMPLE, dtype=np.float32) * step + (left + step / 2 - x)
     down = np.arange(rows * _SUPERSAMPLE, dtype=np.float32) * step + (top + step / 2 - y)
-    angle = rng.uniform(-0.2, 0.2)
+    angle = rng.uniform(-0.1, 0.1)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     u = across[None, :] * cos + down[:, None] * sin
     v = down[:, None] * cos - across[None, :] * sin
     inside = _shape(look.name, u / radius, v / radius)
-    painted = _texture(rng, look, u, v, radius, image_size / _DESIGN_SIZE)
+    scale = image_size / _DESIGN_SIZE
+    if look.texture == "outlined":
+        painted = ~_shape(look.name, u / radius * 1.5, v / radius * 1.5)
+    else:
+        jitter = rng.uniform(-1.0, 1.0, size=2) * _PHASE_JITTER
+        painted = _pattern(
+            look.texture,
+            ((across + x) / scale + jitter[0])[None, :] / _PERIOD,
+            ((down + y) / scale + jitter[1])[:, None] / _PERIOD,
+        )
     # The pattern's second tone stands out from the background too: with holes for a pattern, a
     # person could not tell a small star from a small cross.
-    second = colour * 0.25 + (0.0 if light else 0.72)
+    second = colour * 0.15
     share = _shrink(painted)[..., None]
     return (left, top), _shrink(inside), share * colour + (1 - share) * second
 
@@ -375,28 +389,30 @@ def _shape(name: str, u: Floats, v: Floats) -> Bools:
     raise ValueError(f"unknown shape {name!r}; one of {', '.join(SHAPES)}")
 
 
-def _texture(
-    rng: np.random.Generator, look: Look, u: Floats, v: Floats, radius: float, scale: float
-) -> Bools:
-    """Say which points carry the object's own colour; u and v are in pixels."""
-    # Drawn for every texture, so that what follows in the scene does not depend on it.
-    period = scale * rng.uniform(5.0, 6.5)
-    across, down = u / period + rng.random(), v / period + rng.random()
-    if look.texture == "plain":
-        return np.ones(np.broadcast_shapes(u.shape, v.shape), dtype=bool)
-    if look.texture == "outlined":
-        return ~_shape(look.name, u / radius * 1.5, v / radius * 1.5)
-    # What remains of a coordinate within its period: each pattern is a condition on these.
+def _pattern(texture: str | None, across: Floats, down: Floats) -> Bools:
+    """Say which points carry the object's own colour.
+
+    Args:
+        texture: one of `TEXTURES` except "outlined".
+        across: horizontal place in periods of the pattern, shape (1, columns).
+        down: vertical place in periods, shape (rows, 1).
+
+    Returns:
+        Shape (rows, columns).
+    """
+    shape = (down.shape[0], across.shape[1])
     x, y = np.mod(across, 1.0), np.mod(down, 1.0)
+    if texture == "plain":
+        return np.ones(shape, dtype=bool)
+    if texture == "striped":
+        return np.broadcast_to(y < 0.5, shape)
+    if texture == "checkered":
+        return (x < 0.5) ^ (y < 0.5)
     painted: Bools
-    if look.texture == "striped":
-        painted = y < 0.5
-    elif look.texture == "hatched":
-        painted = np.mod((across + down) * math.sqrt(0.5), 1.0) < 0.5
-    elif look.texture == "checkered":
-        painted = (np.mod(0.7 * across, 1.0) < 0.5) ^ (np.mod(0.7 * down, 1.0) < 0.5)
-    elif look.texture == "dotted":
+    if texture == "hatched":
+        painted = np.mod(x + y, 1.0) < 0.5
+    elif texture == "dotted":
         painted = (x - 0.5) ** 2 + (y - 0.5) ** 2 > 0.09
     else:
-        raise ValueError(f"unknown texture {look.texture!r}; one of {', '.join(TEXTURES)}")
+        raise ValueError(f"unknown texture {texture!r}; one of {', '.join(TEXTURES)}")
     return painted

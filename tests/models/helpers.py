@@ -1,10 +1,10 @@
 """Small inputs and random weights for the model tests."""
 
 import torch
-from conftest import IMAGE_SIZE, VOCABULARY
 from torch import Tensor, nn
 
 from hive_vision.models.hive import HiveForConditionalGeneration
+from tests.conftest import IMAGE_SIZE, VOCABULARY
 
 # A pairing of every decoder with an encoder (every encoder occurs), for tests where all
 # twenty would only repeat themselves. GPT-NeoX fuses q, k and v: it must start at random.

@@ -1,0 +1,113 @@
+"""What a batch holds and which tokens of it are supervised."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipImageProcessor
+
+from hive_vision.data.captions import BadSample, Caption
+from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator
+
+START, END, PAD, IMAGE = 1, 2, 0, 99
+X = IGNORE_INDEX
+COLOURS = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def image_processor() -> SiglipImageProcessor:
+    return SiglipImageProcessor(size={"height": 8, "width": 8})
+
+
+def sample(caption: list[int], sample_id: int = 0, bad: list[BadSample] | None = None) -> Caption:
+    return Caption(
+        image=Image.new("RGB", (12, 10), COLOURS[sample_id % 3]),
+        input_ids=[START, *caption, END],
+        sample_id=sample_id,
+        bad_samples=bad or [],
+    )
+
+
+def supervised(batch: dict) -> list[list[int]]:
+    return [row[row != IGNORE_INDEX].tolist() for row in batch["labels"]]
+
+
+def test_the_example_of_the_docstring(image_processor: SiglipImageProcessor) -> None:
+    batch = CaptionCollator(image_processor, PAD)([sample([5, 6]), sample([7])])
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 2], [1, 7, 2, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["labels"].tolist() == [[X, 5, 6, 2], [X, 7, 2, X]]
+    for name in ("input_ids", "attention_mask", "labels"):
+        assert batch[name].dtype == torch.int64
+
+
+def test_placeholders_of_sa(image_processor: SiglipImageProcessor) -> None:
+    collate = CaptionCollator(image_processor, PAD, image_tokens=(IMAGE,) * 3)
+    batch = collate([sample([5, 6]), sample([7])])
+    assert batch["input_ids"].tolist() == [[1, 99, 99, 99, 5, 6, 2], [1, 99, 99, 99, 7, 2, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 7, [1] * 6 + [0]]
+    assert batch["labels"].tolist() == [[X, X, X, X, 5, 6, 2], [X, X, X, X, 7, 2, X]]
+
+
+@pytest.mark.parametrize("image_tokens", [(), (IMAGE,) * 4])
+@pytest.mark.parametrize("pad", [PAD, END, START, 5])
+def test_the_padding_token_never_decides(
+    image_processor: SiglipImageProcessor, pad: int, image_tokens: tuple[int, ...]
+) -> None:
+    # Many tokenizers pad with the end token: the end must be learnt all the same, once.
+    batch = CaptionCollator(image_processor, pad, image_tokens)([sample([5, 6, 5]), sample([7])])
+    assert supervised(batch) == [[5, 6, 5, END], [7, END]]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [
+        5 + len(image_tokens),
+        3 + len(image_tokens),
+    ]
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == pad).all()
+
+
+def test_start_token_that_is_also_the_end(image_processor: SiglipImageProcessor) -> None:
+    # Tokenizers without a start token begin with the end token (GPT-NeoX, Qwen).
+    caption = sample([5, 6])
+    caption["input_ids"][0] = END
+    assert supervised(CaptionCollator(image_processor, END)([caption])) == [[5, 6, END]]
+
+
+def test_labels_are_the_input_or_ignored(image_processor: SiglipImageProcessor) -> None:
+    batch = CaptionCollator(image_processor, PAD, (IMAGE,))([sample([5]), sample([6, 7, 8])])
+    chosen = batch["labels"] != IGNORE_INDEX
+    assert torch.equal(batch["labels"][chosen], batch["input_ids"][chosen])
+    assert not chosen[:, 0].any()
+
+
+def test_hive_and_sa_learn_from_the_same_tokens(image_processor: SiglipImageProcessor) -> None:
+    samples = [sample([5, 6, 7], 0), sample([8], 1), sample([9, 9], 2)]
+    hive = CaptionCollator(image_processor, PAD)(samples)
+    sa = CaptionCollator(image_processor, PAD, (IMAGE,) * 16)(samples)
+    assert supervised(hive) == supervised(sa) == [[5, 6, 7, END], [8, END], [9, 9, END]]
+    assert torch.equal(hive["pixel_values"], sa["pixel_values"])
+    assert sa["input_ids"].shape[1] == hive["input_ids"].shape[1] + 16
+
+
+def test_images_are_those_of_the_samples(image_processor: SiglipImageProcessor) -> None:
+    samples = [sample([5], 0), sample([6, 7], 1), sample([8], 2)]
+    batch = CaptionCollator(image_processor, PAD)(samples)
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    for row, one in zip(batch["pixel_values"], samples, strict=True):
+        alone = image_processor([one["image"]], return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(row, alone)
+
+
+def test_sample_ids_and_bad_samples(image_processor: SiglipImageProcessor) -> None:
+    bad = [BadSample(3, "3.png", "empty caption", 1), BadSample(4, "4.png", "empty caption", 1)]
+    batch = CaptionCollator(image_processor, PAD)([sample([5], 0), sample([6], 1, bad)])
+    assert batch["sample_ids"] == [0, 1]
+    assert batch["bad_samples"] == bad
+
+
+def test_a_collator_fits_into_a_worker_process(image_processor: SiglipImageProcessor) -> None:
+    loader = torch.utils.data.DataLoader(
+        [sample([5, 6]), sample([7], 1)],
+        batch_size=2,
+        num_workers=1,
+        collate_fn=CaptionCollator(image_processor, PAD),
+    )
+    (batch,) = loader
+    assert supervised(batch) == [[5, 6, END], [7, END]]

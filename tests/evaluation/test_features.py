@@ -1,0 +1,79 @@
+"""Mean patch features against transformers' own hidden states."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from hive_vision.evaluation.features import mean_patch_features
+from hive_vision.models.backbones import load_vision_model
+
+PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "vit": 1}
+
+
+@pytest.fixture(scope="module")
+def labelled() -> datasets.Dataset:
+    random = np.random.default_rng(0)
+    images = [
+        Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(7)
+    ]
+    return datasets.Dataset.from_dict(
+        {"image": images, "label": [3, 1, 4, 1, 5, 9, 2]},
+        features=datasets.Features(
+            {"image": datasets.Image(mode="RGB"), "label": datasets.Value("int32")}
+        ),
+    )
+
+
+@pytest.mark.parametrize("family", PREFIX_TOKENS)
+def test_last_hidden_states_without_prefix(
+    family: str, backbone_folders: dict[str, Path], labelled: datasets.Dataset
+) -> None:
+    folder = backbone_folders[family]
+    model = load_vision_model(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixel_values = processor(list(labelled["image"]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        hidden = model(pixel_values, output_hidden_states=True).hidden_states
+    assert len(hidden) == model.config.num_hidden_layers + 1
+    patches = hidden[-1][:, PREFIX_TOKENS[family] :]
+    assert patches.shape[1] == 16
+    features, labels = mean_patch_features(folder, labelled)
+    np.testing.assert_allclose(features, patches.mean(dim=1).numpy(), atol=1e-5)
+    assert labels.tolist() == [3, 1, 4, 1, 5, 9, 2]
+    assert (features.dtype, labels.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_batches_change_nothing(
+    backbone_folders: dict[str, Path], labelled: datasets.Dataset, batch_size: int
+) -> None:
+    whole, _ = mean_patch_features(backbone_folders["clip"], labelled)
+    features, labels = mean_patch_features(backbone_folders["clip"], labelled, batch_size)
+    np.testing.assert_allclose(features, whole, atol=1e-5)
+    assert len(labels) == len(features) == 7
+
+
+def test_reading_features_is_not_training(
+    backbone_folders: dict[str, Path], labelled: datasets.Dataset, tmp_path: Path
+) -> None:
+    # Dropout would show: the encoder must be in evaluation mode.
+    model = AutoModel.from_pretrained(backbone_folders["vit"])
+    model.config.hidden_dropout_prob = 0.5
+    model.save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(backbone_folders["vit"]).save_pretrained(tmp_path)
+    first, _ = mean_patch_features(tmp_path, labelled)
+    second, _ = mean_patch_features(tmp_path, labelled)
+    np.testing.assert_array_equal(first, second)
+    plain, _ = mean_patch_features(backbone_folders["vit"], labelled)
+    np.testing.assert_allclose(first, plain, atol=1e-5)
+
+
+def test_no_such_encoder(labelled: datasets.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere") as failure:
+        mean_patch_features(tmp_path / "nowhere", labelled)
+    assert "\n" not in str(failure.value)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+import yaml
+
+from hive_vision.cli import main
+from hive_vision.training.recipes import recipe_path
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path):
+    """The debug recipe with everything below the test's folder."""
+    text = recipe_path("debug").read_text().replace("runs/", f"{tmp_path}/")
+    content = yaml.safe_load(text)
+    content["miniature"]["data"]["train_scenes"] = 48
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_demo_compares_the_methods_in_one_table(tiny_recipe, tmp_path, capsys):
+    command = ["demo", "--no-cascaded", f"--recipe={tiny_recipe}", f"--output={tmp_path / 'demo'}"]
+    main(command)
+    table = capsys.readouterr().out
+    for method in ("base", "sa", "hive"):
+        assert f"\n{method} " in table
+    assert "cascaded" not in table
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert [result["method"] for result in results["methods"]] == ["base", "sa", "hive"]
+    base, sa, hive = results["methods"]
+    assert base["trained_parameters"] == 0
+    assert sa["trained_parameters"] != hive["trained_parameters"] > 0
+    assert all(0 <= result["accuracy"] <= 1 for result in results["methods"])
+    # One process for each method: each has its own peak, and a second demo trains nothing.
+    times = {f: f.stat().st_mtime_ns for f in (tmp_path / "demo").rglob("*.safetensors")}
+    main(command)
+    assert capsys.readouterr().out == table
+    assert times == {f: f.stat().st_mtime_ns for f in (tmp_path / "demo").rglob("*.safetensors")}
+
+
+def test_demo_needs_a_miniature(tiny_recipe, capsys):
+    content = yaml.safe_load(tiny_recipe.read_text())
+    del content["miniature"]
+    tiny_recipe.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit):
+        main(["demo", f"--recipe={tiny_recipe}"])
+    assert "has no miniature section" in capsys.readouterr().err

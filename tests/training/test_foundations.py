@@ -1,0 +1,267 @@
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    SiglipVisionModel,
+)
+
+from hive_vision.data.miniature import MiniatureData, build_miniature_data
+from hive_vision.training.foundations import (
+    IMAGE_TOKEN,
+    Foundations,
+    MiniatureSettings,
+    ensure_miniature,
+    train_foundations,
+)
+
+DATA = MiniatureData(
+    train_scenes=48,
+    validation_scenes=4,
+    classification_train=4,
+    classification_test=4,
+    image_size=24,
+)
+TINY = Foundations(
+    vision_layers=2,
+    vision_hidden_size=16,
+    vision_steps=12,
+    language_layers=2,
+    language_hidden_size=32,
+    language_steps=12,
+    language_learning_rate=1e-2,
+    batch_size=16,
+    vocabulary_size=512,
+)
+UNTRAINED = replace(TINY, vision_steps=0, language_steps=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foundations") / "data"
+    build_miniature_data(folder, DATA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    train_foundations(data, data.parent / "trained", TINY)
+    return data.parent / "trained"
+
+
+@pytest.fixture(scope="module")
+def untrained(data):
+    train_foundations(data, data.parent / "untrained", UNTRAINED)
+    return data.parent / "untrained"
+
+
+@pytest.fixture(scope="module")
+def rows(data):
+    lines = (data / "captions" / "train" / "metadata.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def contrastive_loss(folder, data, rows):
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    images = [Image.open(data / "captions" / "train" / row["file_name"]) for row in rows]
+    inputs = processor(
+        images=images,
+        text=[row["coarse_caption"] for row in rows],
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        return model(**inputs, return_loss=True).loss.item()
+
+
+def language_loss(folder, rows):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    total = 0.0
+    for row in rows[:16]:
+        ids = tokenizer(row["caption"] + tokenizer.eos_token, return_tensors="pt").input_ids
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=ids).loss.item()
+    return total / 16
+
+
+def test_both_models_learn(trained, untrained, data, rows):
+    before = contrastive_loss(untrained / "siglip", data, rows[:16])
+    assert contrastive_loss(trained / "siglip", data, rows[:16]) < before - 0.2
+    assert language_loss(trained / "llama", rows) < language_loss(untrained / "llama", rows) - 1.0
+
+
+def test_the_language_model_learns_where_captions_end(trained, untrained, rows):
+    """EOS is supervised: after a caption's full stop it has become more likely."""
+    likelihoods = {}
+    for folder in (trained, untrained):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
+        model = AutoModelForCausalLM.from_pretrained(folder / "llama")
+        text = next(row["caption"] for row in rows if row["caption"].endswith("."))
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0, -1]
+        likelihoods[folder] = logits.softmax(-1)[tokenizer.eos_token_id].item()
+    assert likelihoods[trained] > 3 * likelihoods[untrained]
+
+
+def test_the_encoder_is_a_siglip_of_the_sizes_asked_for(trained):
+    model = AutoModel.from_pretrained(trained / "siglip")
+    vision = model.config.vision_config
+    assert (vision.num_hidden_layers, vision.hidden_size) == (2, 16)
+    assert (vision.image_size, vision.patch_size) == (24, 8)
+    assert AutoImageProcessor.from_pretrained(trained / "siglip").size == {
+        "height": 24,
+        "width": 24,
+    }
+    # The vision half alone loads from the same folder, with nothing missing.
+    _, report = SiglipVisionModel.from_pretrained(trained / "siglip", output_loading_info=True)
+    assert not report["missing_keys"]
+
+
+def test_the_language_model_has_grouped_heads_and_tied_embeddings(trained):
+    model = AutoModelForCausalLM.from_pretrained(trained / "llama")
+    assert model.config.num_hidden_layers == 2
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("name", ["siglip", "llama"])
+def test_tokenizers_load_and_fit_their_model(trained, name, rows):
+    tokenizer = AutoTokenizer.from_pretrained(trained / name)
+    model = AutoModel.from_pretrained(trained / name)
+    text = model.text_model if name == "siglip" else model
+    assert text.get_input_embeddings().num_embeddings == len(tokenizer)
+    special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    special.append(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    assert len(set(special)) == 4
+    assert max(special) < len(tokenizer)
+    for content in (rows[0]["caption"], "Zażółć gęślą jaźń 漢字 \N{SNOWMAN}"):
+        ids = tokenizer(content, truncation=False).input_ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == content
+    # One token, even inside a word.
+    assert tokenizer(f"red{IMAGE_TOKEN}star").input_ids.count(special[3]) == 1
+
+
+def test_llama_begins_with_bos_and_siglip_ends_with_eos(trained):
+    llama = AutoTokenizer.from_pretrained(trained / "llama")
+    ids = llama("a red star").input_ids
+    assert ids[0] == llama.bos_token_id
+    assert llama.eos_token_id not in ids
+    siglip = AutoTokenizer.from_pretrained(trained / "siglip")
+    ids = siglip("a red star").input_ids
+    assert ids[-1] == siglip.eos_token_id
+    assert siglip.bos_token_id not in ids
+
+
+def test_coarse_captions_fit_the_text_tower(trained):
+    tokenizer = AutoTokenizer.from_pretrained(trained / "siglip")
+    longest = "A picture of a yellow shape, an orange digit together with a purple shape."
+    assert len(tokenizer(longest, truncation=False).input_ids) <= tokenizer.model_max_length
+
+
+def test_same_seed_same_bytes(data, trained, tmp_path):
+    train_foundations(data, tmp_path / "again", TINY)
+    files = [path for path in sorted((tmp_path / "again").rglob("*")) if path.is_file()]
+    assert len(files) >= 10
+    for path in files:
+        assert path.read_bytes() == (trained / path.relative_to(tmp_path / "again")).read_bytes()
+
+
+def test_other_seed_other_weights(data, untrained, tmp_path):
+    train_foundations(data, tmp_path / "other", replace(UNTRAINED, seed=1))
+    for name in ("siglip", "llama"):
+        other = (tmp_path / "other" / name / "model.safetensors").read_bytes()
+        assert other != (untrained / name / "model.safetensors").read_bytes()
+
+
+def test_progress_is_logged_not_printed(data, tmp_path, caplog, capfd):
+    with caplog.at_level(logging.INFO, logger="hive_vision"):
+        train_foundations(data, tmp_path / "models", replace(TINY, vision_steps=2))
+    assert "step 2 of 2: loss" in caplog.text
+    assert capfd.readouterr().out == ""
+
+
+def test_only_the_models_are_left_behind(trained):
+    assert sorted(path.name for path in trained.iterdir()) == ["llama", "siglip"]
+    assert not [path for path in trained.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_missing_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl is missing: build the miniature's"):
+        train_foundations(tmp_path, tmp_path / "models", TINY)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_hidden_size": 20}, "vision_hidden_size is 20: give a multiple of 8"),
+        ({"language_hidden_size": 4}, "language_hidden_size is 4"),
+        ({"vocabulary_size": 100}, "vocabulary_size is 100: give at least 300"),
+    ],
+)
+def test_impossible_sizes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+class TestEnsureMiniature:
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return MiniatureSettings(str(tmp_path / "miniature"), DATA, UNTRAINED)
+
+    def test_builds_once(self, settings):
+        folder = ensure_miniature(settings)
+        assert (folder / "data" / "captions" / "train" / "metadata.jsonl").is_file()
+        files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+        assert ensure_miniature(settings) == folder
+        assert files == {
+            path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+        }
+        assert AutoModel.from_pretrained(folder / "foundations" / "siglip")
+        assert AutoModelForCausalLM.from_pretrained(folder / "foundations" / "llama")
+
+    def test_builds_what_is_missing(self, settings, monkeypatch):
+        from hive_vision.training import foundations
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(foundations, "train_foundations", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                ensure_miniature(settings)
+        monkeypatch.setattr(foundations, "build_miniature_data", interrupt)
+        assert (ensure_miniature(settings) / "foundations" / "llama").is_dir()
+
+    @pytest.mark.parametrize(
+        ("other", "key"),
+        [
+            ({"data": replace(DATA, train_scenes=49)}, "data.train_scenes=48"),
+            ({"foundations": replace(UNTRAINED, seed=1)}, "foundations.seed=0"),
+        ],
+    )
+    def test_other_settings_are_refused(self, settings, other, key):
+        ensure_miniature(settings)
+        with pytest.raises(ValueError, match=rf"was built with {key}, but .* delete the folder"):
+            ensure_miniature(replace(settings, **other))
+
+    def test_a_file_is_refused(self, settings, tmp_path):
+        (tmp_path / "miniature").write_text("")
+        with pytest.raises(ValueError, match="is a file: choose another folder"):
+            ensure_miniature(settings)
+
+    def test_a_foreign_folder_is_refused(self, settings, tmp_path):
+        (tmp_path / "miniature").mkdir()
+        (tmp_path / "miniature" / "thesis.tex").write_text("")
+        with pytest.raises(ValueError, match=r"holds files but no miniature"):
+            ensure_miniature(settings)
