@@ -120,9 +120,11 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--cascaded", action=argparse.BooleanOptionalAction, default=True)
     try:
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(f"demo: {error}") from error
+    if unknown:
+        raise ValueError(f"demo: unknown option {unknown[0]!r}; see hive-vision demo --help")
     recipe = load_recipe(options.recipe)
     if recipe.miniature is None:
         raise ValueError(f"recipe {options.recipe!r} has no miniature section; the demo needs one")

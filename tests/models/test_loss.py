@@ -94,9 +94,10 @@ def test_unsupervised_positions_get_no_gradient_and_no_logits() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 6])
-def test_nothing_supervised_is_zero_with_zero_gradients(length: int) -> None:
+@pytest.mark.parametrize("count", [None, 0, 5])
+def test_nothing_supervised_is_zero_with_zero_gradients(length: int, count: int | None) -> None:
     hidden = states(2, length)
-    loss = next_token_loss(hidden, torch.full((2, length), IGNORE_INDEX), Head(), 5)
+    loss = next_token_loss(hidden, torch.full((2, length), IGNORE_INDEX), Head(), count)
     loss.backward()
     assert loss == 0
     assert hidden.grad is not None

@@ -1,5 +1,6 @@
 """Captioned images: loading, tokenizing, and what happens to samples that cannot be used."""
 
+import glob
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TypedDict
 
 import datasets
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def load_captioned_images(
         held_out = _only_split(load_splits(validation), validation)
         train = _only_split(splits, source)
     elif "validation" in splits:
-        held_out, train = splits["validation"], _only_split(splits, source)
+        held_out = splits.pop("validation")
+        train = _only_split(splits, source)
     else:
         whole = _only_split(splits, source)
         if len(whole) < 2:
@@ -101,10 +103,13 @@ def load_splits(source: str | Path) -> datasets.DatasetDict:
         )
     try:
         if any((path / name).is_file() for name in METADATA_FILES):
-            return datasets.load_dataset("imagefolder", data_dir=str(path))
+            # All files: else a file named like a split ("train-station.png") would be the only one.
+            return datasets.load_dataset(
+                "imagefolder", data_files={"train": f"{glob.escape(str(path))}/**"}
+            )
         return datasets.load_dataset(str(source))
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"no images found at {str(source)!r}: give a folder with images and one of "
             f"{', '.join(METADATA_FILES)}, or a hub id ({reason})"
@@ -112,6 +117,8 @@ def load_splits(source: str | Path) -> datasets.DatasetDict:
 
 
 def _only_split(splits: datasets.DatasetDict, source: str | Path) -> datasets.Dataset:
+    if not splits:
+        raise ValueError(f"{str(source)!r} has only a validation split, nothing to train on")
     chosen = splits["train"] if "train" in splits else next(iter(splits.values()))
     if len(chosen) == 0:
         raise ValueError(f"the data set {str(source)!r} is empty")
@@ -127,6 +134,11 @@ def _keep_columns(
                 f"{str(source)!r} has no column {name!r}; its columns are "
                 f"{', '.join(data.column_names)}: set data.{key}"
             )
+    kind = data.features[caption_column]
+    if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+        raise ValueError(
+            f"caption column {caption_column!r} of {str(source)!r} holds {kind}, not text"
+        )
     data = data.select_columns([image_column, caption_column])
     renamed = {image_column: "image", caption_column: "caption"}
     data = data.rename_columns({old: new for old, new in renamed.items() if old != new})
@@ -174,10 +186,17 @@ class CaptionDataset(Dataset[Caption]):
             try:
                 if not self.has_caption[candidate]:
                     raise ValueError("empty caption")
+                if stored is None:
+                    raise ValueError("no image")
                 image = self._decoder.decode_example(stored)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                source = stored.get("path") or f"row {candidate}"
-                bad.append((candidate, source, f"{type(error).__name__}: {error}"))
+            except Exception as error:  # noqa: BLE001  a damaged file can make a decoder raise any
+                source = (stored or {}).get("path") or f"row {candidate}"
+                reason = (
+                    "cannot identify image"
+                    if isinstance(error, UnidentifiedImageError)
+                    else str(error)
+                )
+                bad.append((candidate, source, f"{type(error).__name__}: {reason}"))
                 candidate = int(replacements.integers(len(self)))
                 continue
             first, last = self._offsets[candidate : candidate + 2]

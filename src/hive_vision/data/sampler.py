@@ -12,10 +12,11 @@ POOL_BATCHES = 32
 class LengthBucketedSampler(Sampler[int]):
     """An endless, seeded order cut into global batches of captions of similar length.
 
-    The stream is one permutation of the data after another. Pools of 32 batches (at most one
-    epoch) are sorted by length and cut into batches, whose order is shuffled: on captions this
-    removes nearly all padding. Global batch k depends on nothing but the arguments, so a
-    resumed run, another number of processes or another micro-batch sees the same batches.
+    The stream is one permutation of the data after another. Pools of at most 32 batches, which
+    end where an epoch ends, are sorted by length and cut into batches, whose order is shuffled:
+    on captions this removes nearly all padding. Global batch k depends on lengths, batch size
+    and seed only, so a resumed or longer run, another number of processes or another
+    micro-batch sees the same batches.
 
     Args:
         lengths: Tokens of each sample.
@@ -31,7 +32,6 @@ class LengthBucketedSampler(Sampler[int]):
         self.batch_size = batch_size
         self.num_batches = num_batches
         self.seed = seed
-        self.pool_batches = max(1, min(POOL_BATCHES, len(lengths) // batch_size))
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -42,12 +42,17 @@ class LengthBucketedSampler(Sampler[int]):
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
         """Give the global batches, each (B,) rows of the data, shortest captions first."""
-        for pool, first in enumerate(range(0, self.num_batches, self.pool_batches)):
-            count = min(self.pool_batches, self.num_batches - first)
+        first = 0
+        while first < self.num_batches:
+            epoch = first * self.batch_size // len(self.lengths)
+            epoch_end = -(-(epoch + 1) * len(self.lengths) // self.batch_size)
+            count = min(POOL_BATCHES, epoch_end - first)
             rows = self._stream(first * self.batch_size, count * self.batch_size)
             ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
-            shuffled = np.random.default_rng([self.seed, 1, pool]).permutation(count)
-            yield from ordered.reshape(count, self.batch_size)[shuffled]
+            shuffled = np.random.default_rng([self.seed, 1, first]).permutation(count)
+            batches = ordered.reshape(count, self.batch_size)[shuffled]
+            yield from batches[: self.num_batches - first]
+            first += count
 
     def _stream(self, start: int, count: int) -> NDArray[np.int64]:
         """Positions ``start`` to ``start + count`` of the concatenated epochs."""

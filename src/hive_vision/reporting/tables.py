@@ -16,17 +16,17 @@ def method_table(results: Sequence[Mapping[str, Any]], probe: str) -> Table:
         results: For each method its ``results.json`` with ``accuracy`` added.
         probe: Name of the set that the accuracy was measured on.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("method", no_wrap=True)
     for heading in (
-        "held-out\ncaption loss",
-        "with images\nshuffled",
+        "held-out\ncaption\nloss",
+        "with\nimages\nshuffled",
         "trained\nparameters",
         "seconds\nper step",
         "peak\nmemory",
-        f"k-NN accuracy\non {probe}",
+        f"k-NN\naccuracy\non {probe}",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         stages = result["stages"]
         shuffled = result.get("held_out_loss_shuffled_images")
