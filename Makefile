@@ -30,4 +30,4 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs/demo

@@ -2,8 +2,10 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hive-vision-tests-")
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Tiny tensors: a second thread only costs, and much when tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

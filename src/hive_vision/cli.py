@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _set_up_logging(switches["--quiet"])
         commands[name](rest)
     except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
         sys.exit(130)
     except (ValueError, RuntimeError, OSError) as error:
         if switches["--debug"]:

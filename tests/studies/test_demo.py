@@ -23,7 +23,7 @@ def test_demo_compares_the_methods_in_one_table(tiny_recipe, tmp_path, capsys):
     main(command)
     table = capsys.readouterr().out
     for method in ("base", "sa", "hive"):
-        assert f"\n{method} " in table
+        assert f"\n {method} " in table
     assert "cascaded" not in table
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert [result["method"] for result in results["methods"]] == ["base", "sa", "hive"]

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hive_vision.data.miniature import MiniatureData, build_miniature_data
+from hive_vision.training import foundations
 from hive_vision.training.foundations import (
     IMAGE_TOKEN,
     Foundations,
@@ -111,6 +112,23 @@ def test_the_language_model_learns_where_captions_end(trained, untrained, rows):
             logits = model(**tokenizer(text, return_tensors="pt")).logits[0, -1]
         likelihoods[folder] = logits.softmax(-1)[tokenizer.eos_token_id].item()
     assert likelihoods[trained] > 3 * likelihoods[untrained]
+
+
+def test_each_image_trains_with_its_own_coarse_caption(data, trained, rows, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(foundations, "_train", lambda *args, **_: calls.append(args))
+    train_foundations(data, tmp_path / "models", TINY)
+    (_, pairs, collate), _ = calls
+    batch = collate([pairs[5], pairs[2]])
+    processor = AutoProcessor.from_pretrained(trained / "siglip")
+    for position, index in enumerate((5, 2)):
+        image = Image.open(data / "captions" / "train" / rows[index]["file_name"])
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(batch["pixel_values"][position], pixels)
+        text = processor.tokenizer.decode(batch["input_ids"][position], skip_special_tokens=True)
+        assert text == rows[index]["coarse_caption"]
+    assert batch["return_loss"] is True
+    assert len(pairs) == len(rows)
 
 
 def test_the_encoder_is_a_siglip_of_the_sizes_asked_for(trained):
@@ -231,8 +249,6 @@ class TestEnsureMiniature:
         assert AutoModelForCausalLM.from_pretrained(folder / "foundations" / "llama")
 
     def test_builds_what_is_missing(self, settings, monkeypatch):
-        from hive_vision.training import foundations
-
         def interrupt(*_):
             raise KeyboardInterrupt
 

@@ -150,7 +150,7 @@ def test_loss_that_is_not_finite_names_the_samples(recipe):
     job, trainer = make_trainer(recipe())
     with torch.no_grad():
         job.model.get_input_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 1; .*diverged.json"):
+    with pytest.raises(TrainingError, match=r"loss or gradient is nan at step 1; .*diverged.json"):
         trainer.train()
     saved = json.loads((job.run.stage("stage1") / "diverged.json").read_text())
     assert saved["step"] == 1

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+MIN_HELD_OUT = 32  # fewer say little, and one cannot be given another one's image
 SPLIT_SEED = 0  # the held-out part is the same for every method and run seed
 
 
@@ -23,7 +24,7 @@ class BadSample:
     """A sample that could not be used, and what was taken instead.
 
     Attributes:
-        sample_id: Its row in the data.
+        sample_id: Its row in the training part of the data.
         source: The image file, or the row where images are embedded.
         reason: Why.
         replaced_by: Row that was used instead.
@@ -61,7 +62,8 @@ def load_captioned_images(
         caption_column: Column with the captions.
         validation: Held-out data; if not given, the source's own ``validation`` split or a part
             split off.
-        holdout: Share to split off when there is no held-out data, at least one sample.
+        holdout: Share to split off when there is no held-out data; of small sets more, up to 32
+            samples or a fifth.
 
     Returns:
         Training and held-out data with columns ``image`` (not decoded) and ``caption``.
@@ -71,19 +73,19 @@ def load_captioned_images(
     """
     splits = load_splits(source)
     if validation is not None:
-        held_out = _only_split(load_splits(validation), validation)
-        train = _only_split(splits, source)
+        held_out = _choose_split(load_splits(validation), "validation", validation)
+        train = _choose_split(splits, "train", source)
     elif "validation" in splits:
         held_out = splits.pop("validation")
-        train = _only_split(splits, source)
+        train = _choose_split(splits, "train", source)
     else:
-        whole = _only_split(splits, source)
+        whole = _choose_split(splits, "train", source)
         if len(whole) < 2:
             raise ValueError(
                 f"{str(source)!r} has {len(whole)} samples; at least 2 are needed, "
                 "one of them is held out"
             )
-        size = max(1, round(holdout * len(whole)))
+        size = max(1, round(holdout * len(whole)), min(MIN_HELD_OUT, len(whole) // 5))
         parts = whole.train_test_split(test_size=size, seed=SPLIT_SEED)
         train, held_out = parts["train"], parts["test"]
     columns = (image_column, caption_column)
@@ -116,10 +118,14 @@ def load_splits(source: str | Path) -> datasets.DatasetDict:
         ) from error
 
 
-def _only_split(splits: datasets.DatasetDict, source: str | Path) -> datasets.Dataset:
-    if not splits:
-        raise ValueError(f"{str(source)!r} has only a validation split, nothing to train on")
-    chosen = splits["train"] if "train" in splits else next(iter(splits.values()))
+def _choose_split(
+    splits: datasets.DatasetDict, wanted: str, source: str | Path
+) -> datasets.Dataset:
+    """Take the split that is wanted, or the only one there is."""
+    if wanted not in splits and len(splits) != 1:
+        found = ", ".join(splits) or "only validation"
+        raise ValueError(f"{str(source)!r} has no split {wanted!r}; its splits: {found}")
+    chosen = splits[wanted] if wanted in splits else next(iter(splits.values()))
     if len(chosen) == 0:
         raise ValueError(f"the data set {str(source)!r} is empty")
     return chosen
@@ -162,6 +168,8 @@ class CaptionDataset(Dataset[Caption]):
     ) -> None:
         captions = [caption if caption else "" for caption in data["caption"]]
         self.has_caption = np.array([bool(caption.strip()) for caption in captions], dtype=bool)
+        if not self.has_caption.any():
+            raise ValueError(f"all {len(captions)} captions are empty")
         token_ids = encode(captions)
         self.lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+
+_INPUTS = {"vision": "pixel_values", "language": "input_ids"}
 
 Source: TypeAlias = str | Path | PreTrainedConfig
 
@@ -75,18 +78,38 @@ def load_language_model(source: Source) -> PreTrainedModel:
 
 def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
     config = load_config(source, role)
-    if isinstance(source, PreTrainedConfig):
-        return auto_class.from_config(config)
-    model, report = auto_class.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    try:
+        if isinstance(source, PreTrainedConfig):
+            model, missing = auto_class.from_config(config), []
+        else:
+            model, report = auto_class.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below like missing ones
+            )
+            mismatched = {key for key, *_ in report["mismatched_keys"]}
+            missing = sorted(mismatched.union(report["missing_keys"]))
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{role} backbone {_name(source)} cannot be loaded: {reason}") from error
     if missing:
         raise ValueError(
-            f"{role} backbone {str(source)!r} lacks {len(missing)} weights of a "
+            f"{role} backbone {_name(source)} lacks {len(missing)} weights of a "
             f"{type(model).__name__}, first {missing[0]!r}; they would have stayed random"
         )
+    if model.main_input_name != _INPUTS[role]:
+        raise ValueError(
+            f"{role} backbone {_name(source)} is a {type(model).__name__}, which reads "
+            f"{model.main_input_name}; a {role} backbone reads {_INPUTS[role]}"
+        )
     return model
+
+
+def _name(source: Source) -> str:
+    is_config = isinstance(source, PreTrainedConfig)
+    return type(source).__name__ if is_config else repr(str(source))
 
 
 def find_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList | nn.Sequential:

@@ -59,7 +59,10 @@ def _had_prefix(vision_model: PreTrainedModel) -> bool:
 
 def _verify(vision_model: PreTrainedModel, folder: Path) -> None:
     loaded, report = AutoModel.from_pretrained(
-        folder, dtype=vision_model.dtype, output_loading_info=True
+        folder,
+        dtype=vision_model.dtype,
+        attn_implementation=vision_model.config._attn_implementation,  # others round differently
+        output_loading_info=True,
     )
     wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if wrong:

@@ -49,12 +49,16 @@ class HiveOutput(ModelOutput):
         loss: Scalar, if labels were given.
         logits: (B, T, V), or fewer positions with ``logits_to_keep``.
         past_key_values: The language model's cache.
+        hidden_states: The language model's, if asked for.
+        attentions: The language model's self-attention weights, if asked for.
         cross_attentions: For each selected depth the weights (B, heads, T, N), if asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
@@ -77,6 +81,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     config_class = HiveConfig
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True  # forward divides by num_items_in_batch
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -237,6 +242,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if isinstance(image_features, Tensor):
                 image_features = image_features.unbind(1)
             kwargs["image_features"] = tuple(image_features)
+            _check_pairs(input_ids if inputs_embeds is None else inputs_embeds, image_features[0])
             if output_cross_attentions:
                 kwargs["cross_attention_weights"] = weights = []
         outputs = self.language_model.base_model(
@@ -246,7 +252,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         hidden = outputs.last_hidden_state
         head = partial(
@@ -266,6 +272,8 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             cross_attentions=None if weights is None else tuple(weights),
         )
 
@@ -281,6 +289,11 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             kwargs["image_features"] = torch.stack(self.get_image_features(pixel_values), dim=1)
         return super().generate(inputs, **kwargs)
+
+
+def _check_pairs(text: Tensor | None, image: Tensor) -> None:
+    if text is not None and len(text) != len(image):
+        raise ValueError(f"{len(image)} images for {len(text)} captions; give one for each")
 
 
 AutoModel.register(HiveConfig, HiveForConditionalGeneration)

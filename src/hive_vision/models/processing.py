@@ -76,7 +76,11 @@ class HiveProcessor(ProcessorMixin):
             tokenizer = AutoTokenizer.from_pretrained(language)
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(language)!r} has no tokenizer: {_first_line(error)}") from error
-        check_vocabulary(len(tokenizer), text_config.vocab_size, source=language)
+        rows = text_config.vocab_size
+        used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        # Further special tokens may lie beyond the embedding (Gemma 3): captions never have them.
+        beyond = sum(token >= rows for token in set(tokenizer.all_special_ids) - used)
+        check_vocabulary(len(tokenizer) - beyond, rows, source=language)
         return cls(image_processor, tokenizer, **options)
 
     @property
@@ -96,7 +100,11 @@ class HiveProcessor(ProcessorMixin):
             return []
         room = self.max_text_tokens - 2
         encoded = self.tokenizer(
-            list(captions), add_special_tokens=False, truncation=True, max_length=room
+            list(captions),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=room,
+            split_special_tokens=True,  # "<image>" in a caption is text
         )["input_ids"]
         return [[self.start_token_id, *ids, self.tokenizer.eos_token_id] for ids in encoded]
 

@@ -26,6 +26,8 @@ from hive_vision.models.loss import next_token_loss
 class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
     """LLaVA with this package's loss; saved, it is a stock LLaVA checkpoint."""
 
+    accepts_loss_kwargs = True  # forward divides by num_items_in_batch
+
     @classmethod
     def from_backbones(
         cls, vision: Source, language: Source, image_token_id: int, feature_layer: int = -1
@@ -66,7 +68,6 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
             image_seq_length=grid if drops_cls else grid + prefix,
             vision_feature_layer=feature_layer,
             vision_feature_select_strategy="default" if drops_cls else "full",
-            tie_word_embeddings=language_model.config.tie_word_embeddings,
         )
         for backbone, implementation in zip(backbones, attention, strict=True):
             backbone._attn_implementation = implementation  # a new parent config resets it

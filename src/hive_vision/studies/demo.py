@@ -42,10 +42,14 @@ def run_demo(
         logger.info("method %s", method)
         run = output / method
         command = [sys.executable, "-m", "hive_vision", "pretrain", recipe]
-        completed = subprocess.run(
-            [*command, f"method={method}", f"output={run}", "--quiet"], check=False
-        )
-        if completed.returncode != 0:
+        quiet = ["--quiet"] if sys.stderr.isatty() else []  # on a terminal there is a bar
+        with subprocess.Popen([*command, f"method={method}", f"output={run}", *quiet]) as process:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # it got the same Ctrl-C and is saving
+                raise
+        if process.returncode != 0:
             raise RuntimeError(f"method {method} failed, see above; run the same command again")
         result = read_json(run / "results.json")
         assert result is not None

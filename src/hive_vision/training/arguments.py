@@ -108,6 +108,16 @@ class StageArguments:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no stage can have."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.max_steps is not None and self.max_steps < 0:
+            raise ValueError(f"max_steps is {self.max_steps}; it must be 0 or more")
+        for name in ("warmup", "min_learning_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+
     def steps(self, samples: int) -> int:
         """Number of optimiser steps on this many samples.
 
@@ -163,6 +173,12 @@ class PretrainArguments:
     evaluate_every: int = 0
     save_every: int = 0
     miniature: MiniatureSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        for name in ("micro_batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def stages(self) -> dict[str, StageArguments]:

@@ -38,6 +38,19 @@ class MetricsCallback(TrainerCallback):
         self.path = path
         self.stage = stage
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what an interrupted run logged after its last checkpoint: it comes again."""
+        if not self.path.exists():
+            return
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
+        kept = [line for line in lines if not self._is_repeated(json.loads(line), state)]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _is_repeated(self, line: dict[str, Any], state: TrainerState) -> bool:
+        return bool(line["stage"] == self.stage and line["step"] > state.global_step)
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -68,6 +81,7 @@ class ProgressCallback(TrainerCallback):
         self.loss = ""
         self.started = 0.0
         self.first_step = 0
+        self.seconds_per_step = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,17 +109,17 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Move the bar, or write a line now and then."""
+        step, total = state.global_step, state.max_steps
+        self.seconds_per_step = (time.monotonic() - self.started) / (step - self.first_step)
         if not state.is_world_process_zero:
             return
-        step, total = state.global_step, state.max_steps
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=step, loss=self.loss)
         elif step == total or step % max(1, total // REPORTS) == 0:
-            seconds = (time.monotonic() - self.started) / max(1, step - self.first_step)
-            remaining = timedelta(seconds=round(seconds * (total - step)))
+            remaining = timedelta(seconds=round(self.seconds_per_step * (total - step)))
             logger.info(
                 "%s  %d/%d  %s  %.2f s/step  ETA %s",
-                *(self.stage, step, total, self.loss, seconds, remaining),
+                *(self.stage, step, total, self.loss, self.seconds_per_step, remaining),
             )
 
     def on_log(

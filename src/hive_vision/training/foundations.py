@@ -175,7 +175,11 @@ def train_foundations(data: Path, folder: Path, settings: Foundations) -> None:
 
 
 def _is_recorded(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Say whether the folder is that of the wanted miniature, or free; it must be one of both."""
+    """Say whether the folder records the wanted miniature (True) or is still free (False).
+
+    Raises:
+        ValueError: if it is neither.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder for the miniature")
     path = folder / "settings.json"

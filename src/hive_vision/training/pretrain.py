@@ -1,20 +1,21 @@
 """Pre-training from recipe to encoder: the main job (paper sections 3.3 and 4.1)."""
 
 import logging
+import math
 import resource
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from PIL import Image
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hive_vision.data.captions import CaptionDataset, load_captioned_images
 from hive_vision.data.collators import CaptionCollator
+from hive_vision.models.backbones import blank_image, load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
@@ -30,7 +31,13 @@ from hive_vision.training.stages import (
     hash_parameters,
     prove_update,
 )
-from hive_vision.training.trainer import BadSampleLog, HiveTrainer, split_batch
+from hive_vision.training.trainer import (
+    BadSampleLog,
+    HiveTrainer,
+    TrainingError,
+    last_checkpoint,
+    split_batch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +61,10 @@ def pretrain(arguments: PretrainArguments) -> dict[str, Any]:
         ValueError: If the recipe, the models or the data do not fit together.
         InterruptedRunError: After Ctrl-C; the same call goes on from the checkpoint.
     """
+    if PartialState().num_processes > 1:
+        raise ValueError(
+            f"started as {PartialState().num_processes} processes; this version trains in one"
+        )
     run = RunFolder(arguments)
     if run.results is not None:
         logger.info("%s is already finished; nothing to do", run.path)
@@ -79,6 +90,8 @@ class Job:
         self.processor = HiveProcessor.from_backbones(
             model.vision, model.language, max_text_tokens=data.max_text_tokens
         )
+        if arguments.method == "sa":
+            self._check_image_size(model.vision)
         self.train_data = CaptionDataset(train, self.processor.encode_captions)
         self.held_out = CaptionDataset(held_out, self.processor.encode_captions)
         self.bad_samples = BadSampleLog(
@@ -98,6 +111,18 @@ class Job:
         if self.stages and not finished:
             apply_rules(self.model, next(iter(self.stages.values())).rules)
             check_gradient_path(self.model)
+
+    def _check_image_size(self, vision: str) -> None:
+        """Refuse for sa what would give another number of image tokens than it has places."""
+        config = load_config(vision, "vision")
+        expected = blank_image(config).shape[-2:]
+        image = Image.new("RGB", (expected[1], expected[0]))
+        given = self.processor.image_processor(image, return_tensors="pt")["pixel_values"].shape
+        if given[-2:] != expected:
+            raise ValueError(
+                f"the image processor of {vision!r} gives {tuple(given[-2:])} pixels but the "
+                f"encoder is configured for {tuple(expected)}; method sa needs them to agree"
+            )
 
     def _checked_stages(self) -> dict[str, StageArguments]:
         """The stages that have steps to do."""
@@ -137,7 +162,7 @@ class Job:
         """Id of the image placeholder; added to the tokenizer if it has none."""
         tokenizer = self.processor.tokenizer
         if IMAGE_TOKEN not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+            tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
         return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
     def collator(self, model: PreTrainedModel) -> CaptionCollator:
@@ -191,24 +216,24 @@ class Job:
             parts,
             callbacks=[MetricsCallback(self.run.metrics, name), progress, interrupt],
         )
-        started = time.monotonic()
         try:
             with interrupt:
-                trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+                checkpoint = last_checkpoint(folder)
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             progress.close()
-        seconds = time.monotonic() - started
-        if interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        if interrupt.interrupted:
             raise InterruptedRunError(
                 f"{name} stopped after step {trainer.state.global_step}, saved"
             )
         proof = prove_update(self.model, parts, before)
         loss, shuffled = trainer.held_out_loss(), trainer.held_out_loss("shuffled")
+        if not math.isfinite(loss):
+            raise TrainingError(f"{name} ended with a held-out loss of {loss}; lower its rates")
         result = {
             "name": name,
             "steps": steps,
-            "seconds": seconds,
-            "seconds_per_step": seconds / max(1, steps - progress.first_step),
+            "seconds_per_step": progress.seconds_per_step,
             "trained_parameters": sum(p.size for p in parts if p.learning_rate is not None),
             "held_out_loss": loss,
             "held_out_loss_shuffled_images": shuffled,
@@ -241,7 +266,7 @@ class Job:
             for key in ("held_out_loss", "held_out_loss_shuffled_images"):
                 results[key] = stages[-1][key]
         else:
-            trainer = self.trainer("held_out", StageArguments(max_steps=1, batch_size=1), [])
+            trainer = self.trainer("held_out", StageArguments(max_steps=1), [])
             results["held_out_loss"] = trainer.held_out_loss("none")
         vision = (
             self.model.vision_model if arguments.method != "sa" else self.model.model.vision_tower
@@ -293,8 +318,8 @@ def training_arguments(
         logging_nan_inf_filter=False,
         eval_strategy="steps" if arguments.evaluate_every else "no",
         eval_steps=arguments.evaluate_every or None,
-        save_strategy="steps" if arguments.save_every else "no",
-        save_steps=arguments.save_every or 500,
+        save_strategy="steps",
+        save_steps=arguments.save_every or steps,
         save_total_limit=2,
     )
 

@@ -94,13 +94,24 @@ class RunFolder:
         return self.path / "encoder"
 
 
+# What may change between two starts of a run: how it is computed and watched, not what it computes.
+FREE_KEYS = (
+    "output",
+    "micro_batch_size",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "data.num_workers",
+)
+
+
 def recipe_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """List the keys in which two recipes differ, as ``key: saved -> given``."""
     old, new = _flatten(saved), _flatten(given)
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if key != "output" and old.get(key) != new.get(key)
+        if key not in FREE_KEYS and old.get(key) != new.get(key)
     ]
 
 

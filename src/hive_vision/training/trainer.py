@@ -1,6 +1,7 @@
 """The training loop: transformers' Trainer with per-group rates, our data order and our loss."""
 
 import json
+import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from hive_vision.data.captions import BadSample, CaptionDataset
+from hive_vision.data.captions import BadSample, Caption, CaptionDataset
 from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator
 from hive_vision.data.sampler import LengthBucketedSampler
 from hive_vision.training.stages import TrainedPart
 
 Images = Literal["matched", "shuffled", "none"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingError(ValueError):
@@ -37,7 +42,7 @@ class BadSampleLog:
         self.allowed = allowed
         self._seen: set[int] = set()
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a torn last line is left out
             self._seen = {json.loads(line)["sample_id"] for line in lines}
 
     def __len__(self) -> int:
@@ -49,17 +54,35 @@ class BadSampleLog:
         Raises:
             TrainingError: If there are more than allowed.
         """
-        for bad in bad_samples:
-            if bad.sample_id in self._seen:
-                continue
+        new = [bad for bad in bad_samples if bad.sample_id not in self._seen]
+        for bad in new:
             self._seen.add(bad.sample_id)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
-        if len(self._seen) > self.allowed:
+        if new and len(self._seen) > self.allowed:
             raise TrainingError(
                 f"{len(self._seen)} samples cannot be used, {self.allowed} are allowed "
                 f"(data.max_bad_fraction); they are named in {self.path}"
             )
+
+
+class ShuffledImages(Dataset[Caption]):
+    """Every caption with the image of another sample.
+
+    Args:
+        data: The right pairs.
+    """
+
+    def __init__(self, data: CaptionDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Caption:
+        """Give caption ``index`` with the image half the data set away."""
+        other = self.data[(index + len(self) // 2) % len(self)]
+        return {**self.data[index], "image": other["image"]}
 
 
 class HiveTrainer(Trainer):
@@ -105,7 +128,13 @@ class HiveTrainer(Trainer):
         self.parts = [part for part in parts if part.learning_rate is not None]
         self.bad_samples = bad_samples
         self.min_learning_rate = min_learning_rate
-        self.group_grad_norms: dict[str, float] = {}
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, which uses one: "
+                "set CUDA_VISIBLE_DEVICES to it"
+            )
+        self._step_sample_ids: list[int] = []
+        self._step_logs: dict[str, float] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LengthBucketedSampler(
@@ -164,15 +193,11 @@ class HiveTrainer(Trainer):
         """Do one micro-batch.
 
         Raises:
-            TrainingError: If the loss is not finite (the samples are saved), or if too many
-                samples are unusable.
+            TrainingError: If too many samples are unusable.
         """
-        sample_ids, bad_samples = inputs.pop("sample_ids"), inputs.pop("bad_samples")
-        if self.accelerator.is_main_process:
-            self.bad_samples.record(bad_samples)
+        self._step_sample_ids += inputs.pop("sample_ids")
+        self.bad_samples.record(inputs.pop("bad_samples"))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            self._stop_on_divergence(loss.item(), sample_ids)
         return loss
 
     def compute_loss(
@@ -181,35 +206,44 @@ class HiveTrainer(Trainer):
         """As in transformers, without the logits that nobody reads."""
         return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
 
-    def _stop_on_divergence(self, loss: float, sample_ids: list[int]) -> None:
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Look at the gradients before they are clipped: the step's rates and norms."""
+        if (self.state.global_step + 1) % self.args.logging_steps == 0:
+            assert self.optimizer is not None
+            rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+            self._step_logs = {f"learning_rate/{name}": rate for name, rate in rates.items()}
+            for part in self.parts:
+                self._step_logs[f"grad_norm/{part.rule}"] = _grad_norm(part.parameters.values())
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Stop before the optimiser can spread a gradient that is not finite.
+
+        Called once for each optimiser step, after clipping. (With float16 such steps are normal:
+        the loss scaler leaves them out.)
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not self.args.fp16 and not math.isfinite(norm):
+            self._stop_on_divergence(float(norm))
+        self._step_sample_ids = []
+        return norm
+
+    def _stop_on_divergence(self, norm: float) -> None:
         step = self.state.global_step + 1
         path = Path(self.args.output_dir) / "diverged.json"
-        path.write_text(json.dumps({"step": step, "loss": str(loss), "sample_ids": sample_ids}))
-        checkpoints = sorted(
-            Path(self.args.output_dir).glob("checkpoint-*"),
-            key=lambda folder: int(folder.name.rpartition("-")[2]),
-        )
-        kept = checkpoints[-1] if checkpoints else "none yet (see save_every)"
+        content = {"step": step, "grad_norm": str(norm), "sample_ids": self._step_sample_ids}
+        path.write_text(json.dumps(content))
+        kept = last_checkpoint(Path(self.args.output_dir)) or "none yet (see save_every)"
         raise TrainingError(
-            f"the loss is {loss} at step {step}; its samples are named in {path}, last good "
-            f"checkpoint: {kept}. Lower the learning rates or look at these samples"
+            f"loss or gradient is {norm} at step {step}; its samples are named in {path}, last "
+            f"good checkpoint: {kept}. Lower the learning rates or look at these samples"
         )
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if (self.state.global_step + 1) % self.args.logging_steps == 0:
-            self.group_grad_norms = {
-                part.rule: _grad_norm(part.parameters.values()) for part in self.parts
-            }
-        return super()._clip_grad_norm(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each group's learning rate and gradient norm to the trainer's own line."""
         if "loss" in logs:
-            assert self.optimizer is not None
-            rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-            del logs["learning_rate"]  # the next step's, of the first group only
-            logs |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
-            logs |= {f"grad_norm/{name}": norm for name, norm in self.group_grad_norms.items()}
+            del logs["learning_rate"]  # of the first group only
+            logs |= self._step_logs
         super().log(logs, start_time)
 
     def evaluate(
@@ -231,8 +265,8 @@ class HiveTrainer(Trainer):
         """Compute the mean loss per supervised held-out token.
 
         Args:
-            images: ``matched``; ``shuffled`` gives each caption the image of its neighbour in
-                the batch; ``none`` leaves images out (the language model alone).
+            images: ``matched``; ``shuffled`` gives each caption the image of the sample half
+                the data set away; ``none`` leaves images out (the language model alone).
 
         Returns:
             Cross-entropy in nats per token.
@@ -240,18 +274,21 @@ class HiveTrainer(Trainer):
         model = self.model
         was_training = model.training
         model.eval()
+        unusable = 0
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in self.get_eval_dataloader():
-            batch = {k: v for k, v in batch.items() if k not in ("sample_ids", "bad_samples")}
-            if images == "shuffled":
-                batch["pixel_values"] = batch["pixel_values"].roll(1, dims=0)
-            elif images == "none":
+        data = ShuffledImages(self.eval_dataset) if images == "shuffled" else self.eval_dataset
+        for batch in self.get_eval_dataloader(data):
+            unusable += len(batch.pop("bad_samples"))
+            del batch["sample_ids"]
+            if images == "none":
                 del batch["pixel_values"]
             with self.accelerator.autocast():
                 loss = model(**batch, num_items_in_batch=1, return_logits=False).loss
             totals[0] += loss
             totals[1] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
         model.train(was_training)
+        if unusable:
+            logger.warning("%d held-out samples cannot be used and were replaced", unusable)
         summed, tokens = self.accelerator.reduce(totals).tolist()
         return float(summed / tokens)
 
@@ -268,6 +305,19 @@ class HiveTrainer(Trainer):
         if wrong:
             raise TrainingError(f"{resume_from_checkpoint} has wrong keys, first {wrong[0]!r}")
         self.model.load_state_dict(loaded.state_dict())
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Find a stage's newest whole checkpoint; the trainer writes its state file last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        if (checkpoint / TRAINER_STATE_NAME).is_file():
+            return checkpoint
+        logger.warning("%s is not whole and is left out", checkpoint)
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, minimum: float) -> float:

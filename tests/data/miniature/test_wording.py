@@ -62,6 +62,10 @@ def test_spans_hold_each_objects_own_noun_phrase(seed):
     for thing, (start, end) in zip(scene.things, caption.spans, strict=True):
         phrase = caption.text[start:end].lower()
         assert re.match(r"an? ", phrase)
+        # Whole words, and nothing of what stands around them.
+        assert re.search(r"\w$", phrase)
+        assert re.search(r"(^|\W)$", caption.text[:start])
+        assert re.match(r"\W|$", caption.text[end:])
         assert named({colour: (colour,) for colour in COLOURS}, phrase) <= {thing.colour}
         assert named(SIZE_ADJECTIVES, phrase) <= {thing.size}
         if thing.kind == "shape":
@@ -82,11 +86,18 @@ def test_spans_hold_each_objects_own_noun_phrase(seed):
     assert all(first[1] < second[0] for first, second in pairwise(ordered))
 
 
-@given(seed=SEEDS)
-@settings(max_examples=100, deadline=None)
-def test_lengths(seed):
-    scene, rng = scene_and_rng(seed)
-    assert SHORTEST <= len(write_caption(rng, scene).text.split()) <= LONGEST
+def test_lengths():
+    """On one lone digit and on a crowd, the scenes with the shortest and the longest wordings."""
+    looks = [random_look(np.random.default_rng(seed), SCANS, kind="shape") for seed in range(3)]
+    digit = random_look(np.random.default_rng(0), SCANS, kind="digit")
+    crowd = draw_scene(np.random.default_rng(0), looks, SCANS, 24)
+    lone = draw_scene(np.random.default_rng(0), [digit], SCANS, 24)
+    lengths = set()
+    for seed in range(3000):
+        rng = np.random.default_rng(seed)
+        lengths |= {len(write_caption(rng, scene).text.split()) for scene in (crowd, lone)}
+    assert min(lengths) == SHORTEST
+    assert 30 < max(lengths) <= LONGEST
 
 
 @given(seed=SEEDS)
@@ -101,6 +112,29 @@ def test_positions_and_relations_are_true(seed):
         assert "middle" in {thing.position for thing in scene.things}
     if "background" in text or "ground" in text:
         assert scene.background in text
+
+
+def test_relations_are_true():
+    said = set()
+    for seed in range(0, 900, 3):
+        scene, rng = scene_and_rng(seed + 1)
+        caption = write_caption(rng, scene)
+        order = np.argsort([start for start, _ in caption.spans])
+        between = caption.text[caption.spans[order[0]][1] : caption.spans[order[1]][0]].strip()
+        (x, y), (u, v) = (
+            (thing.box[0] + thing.box[2], thing.box[1] + thing.box[3])
+            for thing in (scene.things[order[0]], scene.things[order[1]])
+        )
+        true = {
+            "to the left of": x < u,
+            "to the right of": x > u,
+            "above": y < v,
+            "below": y > v,
+        }
+        if between in true:
+            said.add(between)
+            assert true[between], caption.text
+    assert said == set(true)
 
 
 @given(seed=SEEDS)
