@@ -226,7 +226,7 @@ class TestHeldOut:
         write_metadata(folder, rows)
         return folder
 
-    @pytest.mark.parametrize(("holdout", "size"), [(0.0, 1), (0.02, 1), (0.1, 2), (0.5, 10)])
+    @pytest.mark.parametrize(("holdout", "size"), [(0.0, 4), (0.02, 4), (0.1, 4), (0.5, 10)])
     def test_split_is_disjoint_and_complete(self, folder: Path, holdout: float, size: int) -> None:
         train, held_out = load_captioned_images(folder, holdout=holdout)
         assert len(held_out) == size
