@@ -32,7 +32,9 @@ def recipe_path(recipe: str | Path) -> Path:
         return Path(recipe)
     if str(recipe) in recipe_names():
         return Path(str(files("hive_vision.recipes") / f"{recipe}.yaml"))
-    raise ValueError(unknown_name("recipe", str(recipe), recipe_names()) + ", or a YAML file")
+    raise ValueError(
+        unknown_name("recipe", str(recipe), recipe_names()) + " (or give the path of a YAML file)"
+    )
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> PretrainArguments:
