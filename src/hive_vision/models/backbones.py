@@ -112,6 +112,30 @@ def _name(source: Source) -> str:
     return type(source).__name__ if is_config else repr(str(source))
 
 
+def join_configs(
+    config_class: type[PreTrainedConfig],
+    vision_config: PreTrainedConfig,
+    text_config: PreTrainedConfig,
+    **options: Any,
+) -> PreTrainedConfig:
+    """Make the configuration of a joint model without changing those of its loaded parts.
+
+    A new parent configuration resets the attention implementation of its sub-configurations.
+
+    Args:
+        config_class: `HiveConfig` or `LlavaConfig`.
+        vision_config: The encoder's, shared and not copied.
+        text_config: The language model's, likewise.
+        **options: Further fields.
+    """
+    parts = (vision_config, text_config)
+    attention = [part._attn_implementation for part in parts]
+    config = config_class(vision_config=vision_config, text_config=text_config, **options)
+    for part, implementation in zip(parts, attention, strict=True):
+        part._attn_implementation = implementation
+    return config
+
+
 def find_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList | nn.Sequential:
     """Find the stack of blocks of an encoder or decoder.
 

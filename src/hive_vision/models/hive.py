@@ -25,6 +25,7 @@ from hive_vision.models.backbones import (
     Source,
     capture_block_outputs,
     find_blocks,
+    join_configs,
     load_language_model,
     load_vision_model,
 )
@@ -139,11 +140,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if name not in allowed:
                 raise ValueError(unknown_name("fusion option", name, allowed))
         vision_model, language_model = load_vision_model(vision), load_language_model(language)
-        backbones = (vision_model.config, language_model.config)
-        attention = [backbone._attn_implementation for backbone in backbones]
-        config = HiveConfig(vision_config=backbones[0], text_config=backbones[1], **fusion)
-        for backbone, implementation in zip(backbones, attention, strict=True):
-            backbone._attn_implementation = implementation  # a new parent config resets it
+        config = join_configs(HiveConfig, vision_model.config, language_model.config, **fusion)
         model = cls(config, vision_model, language_model)
         model.generation_config = language_model.generation_config
         if config.cross_attention_start == "host":

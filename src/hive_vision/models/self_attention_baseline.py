@@ -17,10 +17,13 @@ from transformers.models.llava.modeling_llava import (
 from hive_vision.models.backbones import (
     Source,
     image_token_counts,
+    join_configs,
     load_language_model,
     load_vision_model,
 )
 from hive_vision.models.loss import next_token_loss
+
+IMAGE_TOKEN = "<image>"
 
 
 class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
@@ -59,18 +62,15 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
         grid, prefix = image_token_counts(vision_model.config)
         # LLaVA can leave out exactly one leading token, CLS; all others stay.
         drops_cls = prefix == 1
-        backbones = (vision_model.config, language_model.config)
-        attention = [backbone._attn_implementation for backbone in backbones]
-        config = LlavaConfig(
-            vision_config=backbones[0],
-            text_config=backbones[1],
+        config = join_configs(
+            LlavaConfig,
+            vision_model.config,
+            language_model.config,
             image_token_index=image_token_id,
             image_seq_length=grid if drops_cls else grid + prefix,
             vision_feature_layer=feature_layer,
             vision_feature_select_strategy="default" if drops_cls else "full",
         )
-        for backbone, implementation in zip(backbones, attention, strict=True):
-            backbone._attn_implementation = implementation  # a new parent config resets it
         with torch.device("meta"):
             model = cls(config)
         model.model.vision_tower = vision_model

@@ -43,10 +43,10 @@ from transformers import (
 )
 
 from hive_vision.data.miniature import MiniatureData, build_miniature_data, written_aside
+from hive_vision.models.self_attention_baseline import IMAGE_TOKEN
 
 logger = logging.getLogger(__name__)
 
-IMAGE_TOKEN = "<image>"
 _PAD, _BOS, _EOS = "<pad>", "<s>", "</s>"
 _PATCH_SIZE = 8
 _HEADS, _KEY_VALUE_HEADS = 4, 2

@@ -19,7 +19,10 @@ from hive_vision.models.backbones import blank_image, load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
-from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
+from hive_vision.models.self_attention_baseline import (
+    IMAGE_TOKEN,
+    SelfAttentionForConditionalGeneration,
+)
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
 from hive_vision.training.foundations import ensure_miniature
@@ -40,8 +43,6 @@ from hive_vision.training.trainer import (
 )
 
 logger = logging.getLogger(__name__)
-
-IMAGE_TOKEN = "<image>"
 
 
 class InterruptedRunError(RuntimeError):
