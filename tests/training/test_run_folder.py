@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from hive_vision.training.run_folder import RunFolder, read_json, recipe_differences, write_json
+from hive_vision.training.run_folder import RunFolder, recipe_differences
 
 
 def test_new_folder_records_recipe_and_environment(recipe):
@@ -42,10 +42,3 @@ def test_differences_ignore_where_the_run_lies():
     old = {"output": "a", "stage1": {"max_steps": 1}, "seed": 0}
     new = {"output": "b", "stage1": {"max_steps": 2}, "seed": 0}
     assert recipe_differences(old, new) == ["stage1.max_steps: 1 -> 2"]
-
-
-def test_json_files(tmp_path):
-    assert read_json(tmp_path / "x.json") is None
-    write_json(tmp_path / "x.json", {"a": [1, 2.5, "é"]})
-    assert read_json(tmp_path / "x.json") == {"a": [1, 2.5, "é"]}
-    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hive_vision.evaluation.probing import knn_accuracy
+from hive_vision.folders import read_json, write_json
 from hive_vision.training.arguments import Method
 from hive_vision.training.foundations import MiniatureSettings, ensure_miniature
-from hive_vision.training.run_folder import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

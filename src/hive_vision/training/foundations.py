@@ -42,7 +42,8 @@ from transformers import (
     set_seed,
 )
 
-from hive_vision.data.miniature import MiniatureData, build_miniature_data, written_aside
+from hive_vision.data.miniature import MiniatureData, build_miniature_data
+from hive_vision.folders import flatten, written_aside
 from hive_vision.models.self_attention_baseline import IMAGE_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -189,8 +190,8 @@ def _is_recorded(folder: Path, wanted: Mapping[str, Any]) -> bool:
                 f"{folder} holds files but no miniature (no settings.json): choose another folder"
             )
         return False
-    recorded = _flatten(json.loads(path.read_text(encoding="utf-8")))
-    asked = _flatten(wanted)
+    recorded = flatten(json.loads(path.read_text(encoding="utf-8")))
+    asked = flatten(wanted)
     for key in sorted(recorded.keys() | asked.keys()):
         if recorded.get(key) != asked.get(key):
             raise ValueError(
@@ -198,17 +199,6 @@ def _is_recorded(folder: Path, wanted: Mapping[str, Any]) -> bool:
                 "is asked for: delete the folder or choose another one"
             )
     return True
-
-
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn {"data": {"seed": 0}} into {"data.seed": 0}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:

@@ -13,8 +13,8 @@ from accelerate import PartialState
 from PIL import Image
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from hive_vision.data.captions import CaptionDataset, load_captioned_images
 from hive_vision.data.collators import CaptionCollator
+from hive_vision.folders import read_json, write_json
 from hive_vision.models.backbones import blank_image, load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
@@ -26,7 +26,8 @@ from hive_vision.models.self_attention_baseline import (
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
 from hive_vision.training.foundations import ensure_miniature
-from hive_vision.training.run_folder import RunFolder, read_json, write_json
+from hive_vision.training.run_data import load_run_data
+from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.stages import (
     apply_rules,
     check_gradient_path,
@@ -84,23 +85,15 @@ class Job:
         self.arguments = arguments
         self.run = run
         data, model = arguments.data, arguments.model
-        train, held_out = load_captioned_images(
-            data.train, data.image_column, data.caption_column, data.validation, data.holdout
-        )
-        held_out = held_out.select(range(min(len(held_out), data.max_held_out)))
         self.processor = HiveProcessor.from_backbones(
             model.vision, model.language, max_text_tokens=data.max_text_tokens
         )
         if arguments.method == "sa":
             self._check_image_size(model.vision)
-        self.train_data = CaptionDataset(train, self.processor.encode_captions)
-        self.held_out = CaptionDataset(held_out, self.processor.encode_captions)
+        self.data = load_run_data(data, self.processor)
+        self.train_data, self.held_out = self.data.train, self.data.held_out
         self.bad_samples = BadSampleLog(
-            run.bad_samples, allowed=int(data.max_bad_fraction * len(train))
-        )
-        logger.info(
-            "%s: %d captions to learn from, %d held out",
-            *(data.train, len(self.train_data), len(self.held_out)),
+            run.bad_samples, allowed=int(data.max_bad_fraction * len(self.train_data))
         )
         self.stages = {} if arguments.method == "base" else self._checked_stages()
         finished = [name for name in self.stages if run.stage_result(name) is not None]

@@ -7,8 +7,6 @@ bad_samples.jsonl  samples that were replaced       result.json    its losses an
 results.json       the summary                    encoder/         the plain encoder
 """
 
-import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from hive_vision.folders import flatten, read_json, write_json, write_text
 from hive_vision.training.arguments import PretrainArguments
 
 PACKAGES = ("hive-vision", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -63,7 +62,7 @@ class RunFolder:
         if not (self.path / "recipe.yaml").exists():
             write_json(self.path / "environment.json", _environment())
             text = yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True)
-            _write(self.path / "recipe.yaml", text)
+            write_text(self.path / "recipe.yaml", text)
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -107,31 +106,12 @@ FREE_KEYS = (
 
 def recipe_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """List the keys in which two recipes differ, as ``key: saved -> given``."""
-    old, new = _flatten(saved), _flatten(given)
+    old, new = flatten(saved), flatten(given)
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if key not in FREE_KEYS and old.get(key) != new.get(key)
     ]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file; ``None`` if there is none."""
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _plain(value: Any) -> Any:
@@ -141,16 +121,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _flatten(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _environment() -> dict[str, Any]:

@@ -17,7 +17,6 @@ from hive_vision.data.miniature import (
     CLASSIFICATION_SETS,
     MiniatureData,
     build_miniature_data,
-    written_aside,
 )
 from hive_vision.data.miniature.scenes import split_digit_scans
 from tests.data.miniature.conftest import SETTINGS
@@ -234,16 +233,6 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build_miniature_data(tmp_path / "data", TINY)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_written_aside_appears_whole(tmp_path):
-    target = tmp_path / "deep" / "folder"
-    with written_aside(target) as aside:
-        (aside / "file").write_text("x")
-        assert not target.exists()
-        assert aside.parent.parent == target.parent
-    assert (target / "file").read_text() == "x"
-    assert [path.name for path in target.parent.iterdir()] == ["folder"]
 
 
 def test_an_existing_folder_is_refused(tmp_path):

@@ -4,7 +4,6 @@ from hive_vision.data.miniature.build import (
     CLASSIFICATION_SETS,
     MiniatureData,
     build_miniature_data,
-    written_aside,
 )
 
-__all__ = ["CLASSIFICATION_SETS", "MiniatureData", "build_miniature_data", "written_aside"]
+__all__ = ["CLASSIFICATION_SETS", "MiniatureData", "build_miniature_data"]

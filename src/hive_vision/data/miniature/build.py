@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +33,7 @@ from hive_vision.data.miniature.scenes import (
     split_digit_scans,
 )
 from hive_vision.data.miniature.wording import Caption, write_caption, write_coarse_caption
+from hive_vision.folders import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -90,32 +88,6 @@ class MiniatureData:
         for name, count in asdict(self).items():
             if name != "seed" and count < 1:
                 raise ValueError(f"{name} is {count}: give a number of at least 1")
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `folder` only if the block ends without an error.
-
-    An interrupted write is thus never mistaken for a whole one.
-
-    Args:
-        folder: the folder to make; it must not exist.
-
-    Yields:
-        The temporary folder to write into, beside `folder`.
-
-    Raises:
-        ValueError: if `folder` exists.
-    """
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: delete it or choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as holder:
-        # One level down, because mkdtemp makes its folder readable to its owner alone.
-        aside = Path(holder) / folder.name
-        aside.mkdir()
-        yield aside
-        os.replace(aside, folder)
 
 
 def build_miniature_data(folder: Path, settings: MiniatureData) -> None:

@@ -1,0 +1,53 @@
+"""hive-vision demo: every method in miniature, side by side."""
+
+import sys
+
+HELP = """\
+usage: hive-vision demo [--cascaded | --no-cascaded] [--output FOLDER] [--recipe RECIPE]
+
+Draw the miniature data, train its small foundation models, pre-train an encoder with each method
+(base, sa, cascaded, hive) in a process of its own, and print one table. Run again after an
+interruption: what is done is not done again.
+
+  --output FOLDER    where the runs go (runs/demo)
+  --recipe RECIPE    what the runs do (demo)
+  --no-cascaded      leave the cascaded baseline out, to save time
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Run the command."""
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP)
+        return
+    import argparse
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from hive_vision.reporting.tables import method_table
+    from hive_vision.studies.demo import run_demo
+    from hive_vision.training.arguments import Method
+    from hive_vision.training.recipes import load_recipe
+
+    parser = argparse.ArgumentParser(prog="hive-vision demo", add_help=False, exit_on_error=False)
+    parser.add_argument("--output", default="runs/demo")
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--cascaded", action=argparse.BooleanOptionalAction, default=True)
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"demo: {error}") from error
+    if unknown:
+        raise ValueError(f"demo: unknown option {unknown[0]!r}; see hive-vision demo --help")
+    recipe = load_recipe(options.recipe)
+    if recipe.miniature is None:
+        raise ValueError(f"recipe {options.recipe!r} has no miniature section; the demo needs one")
+    methods: list[Method] = ["base", "sa", "cascaded", "hive"]
+    if not options.cascaded:
+        methods.remove("cascaded")
+    probe = "texture"
+    results = run_demo(options.recipe, Path(options.output), recipe.miniature, methods, probe)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(method_table(results, probe))
+    console.print(f"The pre-trained encoder: {results[-1]['encoder']}")
