@@ -1,0 +1,139 @@
+"""Stored images: where they lie, how they are read, and what cannot be decoded."""
+
+import os
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+_DECODER = datasets.Image(mode="RGB")
+
+
+class StoredImage(TypedDict):
+    """An image as it is stored: its encoded bytes, or the file that holds them."""
+
+    path: str | None
+    bytes: bytes | None
+
+
+class UnusableImageError(ValueError):
+    """An image that cannot be read; the message is one line."""
+
+
+def decode_image(stored: StoredImage) -> Image.Image:
+    """Decode an image to RGB, upright.
+
+    Raises:
+        UnusableImageError: Whatever the decoder did not like.
+    """
+    if stored["path"] is None and stored["bytes"] is None:
+        raise UnusableImageError("no image")
+    try:
+        image: Image.Image = _DECODER.decode_example(stored)
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "cannot identify image" if unknown else " ".join(str(error).split())
+        raise UnusableImageError(f"{type(error).__name__}: {reason}") from error
+    return image
+
+
+class ImageStore(Protocol):
+    """Images by row. Pickles small, and may be used after a fork."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def read(self, row: int) -> StoredImage:
+        """Read one, not decoded."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What to call it: a path below its folder where there is one."""
+        ...
+
+    def facts(self) -> list[pa.ChunkedArray]:
+        """Names and stored sizes, for a fingerprint that does not depend on where they lie."""
+        ...
+
+    @property
+    def shards(self) -> NDArray[np.int64] | None:
+        """Shard number of each image; ``None`` where any order is as fast."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnImages:
+    """Images in a column of a memory-mapped table: embedded, or as paths.
+
+    Args:
+        data: The table.
+        column: Its column, as the datasets library stores images (bytes and path), or with
+            paths or bytes alone.
+        root: Folder that relative paths start from.
+    """
+
+    data: datasets.Dataset
+    column: str
+    root: str
+
+    shards = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, row: int) -> StoredImage:
+        """Read one, not decoded."""
+        path, content = self._value(row)
+        if path is not None and content is None:
+            path = os.path.join(self.root, path)
+        return StoredImage(path=path, bytes=content)
+
+    def name(self, row: int) -> str:
+        """Path below the root, or the row."""
+        path = self._value(row)[0]
+        return f"row {row}" if path is None else path.removeprefix(self._prefix)
+
+    def facts(self) -> list[pa.ChunkedArray]:
+        """Names and sizes of the embedded bytes."""
+        stored = self.data.data.column(self.column)
+        if pa.types.is_struct(stored.type):
+            paths = pc.struct_field(stored, "path")
+            sizes = pc.binary_length(pc.struct_field(stored, "bytes"))
+        elif _is_text(stored.type):
+            paths, sizes = stored, pa.chunked_array([], pa.int32())
+        else:
+            paths, sizes = pa.chunked_array([], pa.string()), pc.binary_length(stored)
+        return [_without_prefix(paths, self._prefix), sizes]
+
+    @property
+    def _prefix(self) -> str:
+        return os.path.join(os.path.abspath(self.root), "")
+
+    def _value(self, row: int) -> tuple[str | None, bytes | None]:
+        value = self.data.data.column(self.column)[row].as_py()
+        if isinstance(value, dict):
+            return value["path"], value["bytes"]
+        return (None, value) if isinstance(value, bytes) else (value, None)
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold images."""
+    if pa.types.is_struct(kind):
+        return {field.name for field in kind} >= {"bytes", "path"}
+    return _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _without_prefix(paths: pa.ChunkedArray, prefix: str) -> pa.ChunkedArray:
+    paths = paths.cast(pa.large_string())
+    inside = pc.fill_null(pc.starts_with(paths, prefix), False)
+    return pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths)
