@@ -5,7 +5,10 @@ A source has N images and P pairs (image, caption); P > N where images have seve
 
 import glob
 import hashlib
-from collections.abc import Iterable
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +20,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hive_vision.data.images import ColumnImages, ImageStore, StoredImage, holds_images
+from hive_vision.data.json_captions import read_json_captions
+from hive_vision.data.shards import INDEX, SHARD_SPAN, ShardImages, find_shards, index_shards
+from hive_vision.folders import MANIFEST, read_json
 
 Format = Literal["auto", "imagefolder", "llava", "coco", "datasets", "shards"]
+PARQUET = b"PAR1"  # how such a file starts
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -133,18 +140,114 @@ def open_source(source: Source) -> dict[str, CaptionSource]:
     Raises:
         ValueError: If nothing is found, or a split or column is missing (those found are named).
     """
-    splits = load_splits(source.path)
-    if source.split is not None:
-        splits = {source.split: choose_split(splits, source.split, source.path)}
+    kind = detect_format(source.path) if source.format == "auto" else source.format
+    built = _built_fingerprint(source.path)
+    if kind == "shards":
+        splits = _chosen(find_shards(source.path), source)
+        return {
+            split: _open_shards(source, split, shards, built) for split, shards in splits.items()
+        }
     root = source.images or source.path
+    if kind in ("llava", "coco"):
+        root = source.images or str(Path(source.path).parent)
+        data = read_json_captions(Path(source.path), kind)
+        _check_images(data["image"][:20], root, source.path)
+        source = replace(source, image_column="image", caption_column="caption")
+        splits = _chosen({"train": data}, source)
+    else:
+        splits = _chosen(load_splits(source.path, kind), source)
     return {
-        split: caption_source(data, source, _name(source, split), root)
+        split: caption_source(data, source, _name(source, split), root, built)
         for split, data in splits.items()
     }
 
 
+def detect_format(path: str) -> Format:
+    """Look at what is there: its content, not its name.
+
+    Raises:
+        ValueError: If it is a file of another kind.
+    """
+    place = Path(path)
+    if place.is_file():
+        if tarfile.is_tarfile(place):
+            return "shards"
+        with place.open("rb") as file:
+            start = file.read(2**20)
+        if start.startswith(PARQUET):
+            return "datasets"
+        if start.lstrip().startswith(b"["):
+            return "llava"
+        if start.lstrip().startswith(b"{") and not _is_json_object(start.splitlines()[0]):
+            return "coco"
+        raise ValueError(
+            f"{path!r} is a file; give the folder that holds images and metadata, or a llava or "
+            "coco json file, a parquet file or a tar shard"
+        )
+    if any((place / name).is_file() for name in METADATA_FILES):
+        return "imagefolder"
+    return "shards" if SHARD_SPAN.search(path) or find_shards(path) else "datasets"
+
+
+def _is_json_object(line: bytes) -> bool:
+    """Whether a line is an object of its own, as in JSON lines, and not COCO's on one line."""
+    try:
+        return "annotations" not in json.loads(line)
+    except ValueError:
+        return False
+
+
+def _chosen(splits: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    if source.split is None:
+        return dict(splits)
+    if source.split not in splits:
+        raise ValueError(
+            f"{source.path!r} has no split {source.split!r}; its splits: {', '.join(splits)}"
+        )
+    return {source.split: splits[source.split]}
+
+
+def _open_shards(
+    source: Source, split: str, shards: list[Path], fingerprint: str | None
+) -> CaptionSource:
+    index_file = shards[0].parent / INDEX
+    if fingerprint is not None and index_file.is_file():
+        index = datasets.Dataset.from_file(str(index_file))
+        if source.caption_column not in index.column_names:
+            raise ValueError(f"{source.path!r} was built with captions in column 'caption'")
+    else:
+        index = index_shards(shards, source.caption_column)
+    captions = index.data.column("caption")
+    images = ShardImages(index, shards)
+    return join_captions(_name(source, split), images, captions, source, fingerprint)
+
+
+def _built_fingerprint(path: str) -> str | None:
+    """What `hive-vision data build` wrote down, so that start-up need not look at all data."""
+    try:
+        manifest = read_json(Path(path) / MANIFEST)
+    except ValueError:
+        return None
+    built = isinstance(manifest, dict) and manifest.get("kind") == "data"
+    return str(manifest["fingerprint"]) if built else None  # type: ignore[index]
+
+
+def _check_images(names: Iterable[str], root: str, path: str) -> None:
+    """Find out early that the image folder is the wrong one."""
+    names = list(names)
+    if names and not any(os.path.isfile(os.path.join(root, name)) for name in names):
+        raise ValueError(
+            f"{path!r} names images like {names[0]!r}, which are not in {root!r}: set images to "
+            "the folder that these paths start from"
+        )
+
+
 def caption_source(
-    data: datasets.Dataset, source: Source, name: str, root: str = ""
+    data: datasets.Dataset,
+    source: Source,
+    name: str,
+    root: str = "",
+    fingerprint: str | None = None,
 ) -> CaptionSource:
     """Make a source of a table with an image column and a caption column.
 
@@ -153,6 +256,7 @@ def caption_source(
         source: Names the columns.
         name: Of the result.
         root: Folder that relative image paths start from.
+        fingerprint: If it is known.
 
     Raises:
         ValueError: If a column is missing or holds something else.
@@ -170,7 +274,7 @@ def caption_source(
             f"image column {source.image_column!r} of {source.path!r} holds {kind}, not images"
         )
     images = ColumnImages(data, source.image_column, root)
-    return join_captions(name, images, data.data.column(source.caption_column), source)
+    return join_captions(name, images, data.data.column(source.caption_column), source, fingerprint)
 
 
 def join_captions(
@@ -209,23 +313,30 @@ def join_captions(
     return CaptionSource(name, images, rows, captions, image_rows, fingerprint)
 
 
-def load_splits(source: str | Path) -> datasets.DatasetDict:
-    """Load all splits of a folder or hub id that the datasets library reads.
+def load_splits(source: str | Path, kind: Format = "auto") -> datasets.DatasetDict:
+    """Load all splits of what the datasets library reads.
+
+    Args:
+        source: Folder, parquet file, or hub id.
+        kind: imagefolder, datasets, or auto to look.
 
     Raises:
         ValueError: If there is nothing to load.
     """
     path = Path(source)
-    if path.is_file():
-        raise ValueError(
-            f"{str(source)!r} is a file; give the folder that holds images and metadata"
-        )
+    if kind == "auto":
+        kind = detect_format(str(source))
     try:
-        if any((path / name).is_file() for name in METADATA_FILES):
+        if kind == "imagefolder":
             # All files: else a file named like a split ("train-station.png") would be the only one.
-            return datasets.load_dataset(
-                "imagefolder", data_files={"train": f"{glob.escape(str(path))}/**"}
-            )
+            files = {"train": f"{glob.escape(str(path))}/**"}
+            return datasets.load_dataset("imagefolder", data_files=files)
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files={"train": str(path)})
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            saved = datasets.load_from_disk(str(path))
+            several = isinstance(saved, datasets.DatasetDict)
+            return saved if several else datasets.DatasetDict(train=saved)
         return datasets.load_dataset(str(source))
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
