@@ -26,7 +26,7 @@ def trained(family: str, folders: dict[str, Path]) -> PreTrainedModel:
 
 
 def export(model: PreTrainedModel, source: Path, folder: Path, card: str = "# Card\n") -> None:
-    export_encoder(model, AutoImageProcessor.from_pretrained(source), folder, card)
+    export_encoder(model, AutoImageProcessor.from_pretrained(source), folder, card, {"method": "hive"})
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -52,13 +54,52 @@ def test_progress_without_a_terminal_is_ten_lines_with_an_eta(args, state, caplo
 def test_ctrl_c_saves_and_stops_and_a_second_one_stops_at_once(args, state):
     before = signal.getsignal(signal.SIGINT)
     control = TrainerControl()
-    with InterruptCallback() as interrupt:
+    with InterruptCallback(grace_seconds=60) as interrupt:
         interrupt.on_step_end(args, state, control)
         assert not control.should_save
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # what a launcher passes on at the same moment
         interrupt.on_step_end(args, state, control)
+        assert interrupt.signal_number == signal.SIGINT
         assert control.should_save
         assert control.should_training_stop
+        interrupt._first -= 2
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_saves_and_stops(args, state):
+    before = signal.getsignal(signal.SIGTERM)
+    control = TrainerControl()
+    with InterruptCallback(grace_seconds=60) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        interrupt.on_step_end(args, state, control)
+        assert interrupt.signal_number == signal.SIGTERM
+        assert control.should_training_stop
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_ends_the_process_when_saving_takes_longer_than_the_grace():
+    script = (
+        "import os, signal, time\n"
+        "from hive_vision.training.callbacks import InterruptCallback\n"
+        "with InterruptCallback(grace_seconds=0.2):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 128 + signal.SIGTERM
+    assert "not saved within 0.2 s of SIGTERM" in completed.stderr
+
+
+def test_a_run_can_be_told_where_to_stop(args, state):
+    control = TrainerControl()
+    interrupt = InterruptCallback(grace_seconds=60, stop_after=3)
+    state.global_step = 2
+    interrupt.on_step_end(args, state, control)
+    assert not control.should_training_stop
+    state.global_step = 3
+    interrupt.on_step_end(args, state, control)
+    assert control.should_training_stop

@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor, AutoModel, LlavaForConditionalGener
 
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
-from hive_vision.training.pretrain import InterruptedRunError, pretrain
-from hive_vision.training.trainer import TrainingError
+from hive_vision.training.errors import InterruptedRunError, TrainingError
+from hive_vision.training.pretrain import pretrain
 from tests.conftest import VOCABULARY, make_tokenizer, text_config
 from tests.training.conftest import FROZEN, stage
 

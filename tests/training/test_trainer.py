@@ -7,23 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from hive_vision.data.captions import BadSample
+from hive_vision.training.checkpoints import checkpoint_folder
+from hive_vision.training.errors import TrainingError
 from hive_vision.training.pretrain import Job
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.stages import apply_rules
-from hive_vision.training.trainer import (
-    BadSampleLog,
-    TrainingError,
-    learning_rate_factor,
-    split_batch,
-)
+from hive_vision.training.trainer import learning_rate_factor
+from hive_vision.training.watchdog import Watchdog
 from tests.training.conftest import stage
 
 
 def make_trainer(arguments, number=3):
     """A trainer for one stage of a recipe, and the job around it."""
     run = RunFolder(arguments)
-    job = Job(arguments, run)
+    job = Job(arguments, run, Watchdog(run.path, 0, 1, stall_seconds=0))
     run.create()
     run.stage("stage1").mkdir(exist_ok=True)
     settings = list(arguments.stages.values())[number - 1]
@@ -49,17 +46,6 @@ def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(total, share, minim
     if total > warmup:
         assert factors[-1] == pytest.approx(minimum)
         assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
-
-
-@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 8))
-def test_global_batch_is_split_exactly(batch_size, micro_batch_size, world_size):
-    if batch_size % world_size:
-        with pytest.raises(ValueError, match="multiple"):
-            split_batch(batch_size, micro_batch_size, world_size)
-        return
-    micro, accumulation = split_batch(batch_size, micro_batch_size, world_size)
-    assert micro * accumulation * world_size == batch_size
-    assert micro <= micro_batch_size
 
 
 def test_every_group_has_its_rate_and_decays_to_its_own_minimum(recipe):
@@ -150,9 +136,11 @@ def test_loss_that_is_not_finite_names_the_samples(recipe):
     job, trainer = make_trainer(recipe())
     with torch.no_grad():
         job.model.get_input_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(TrainingError, match=r"loss or gradient is nan at step 1; .*diverged.json"):
+    with pytest.raises(
+        TrainingError, match=r"is nan at step 1; .*divergence.jsonl"
+    ):
         trainer.train()
-    saved = json.loads((job.run.stage("stage1") / "diverged.json").read_text())
+    saved = json.loads((job.run.stage("stage1") / "divergence.jsonl").read_text())
     assert saved["step"] == 1
     assert len(saved["sample_ids"]) == 4
 
@@ -171,19 +159,6 @@ def test_checkpoints_load_strictly_under_older_key_names(recipe, vision, languag
     with torch.no_grad():
         for parameter in job.model.parameters():
             parameter.zero_()
-    trainer._load_from_checkpoint(str(job.run.stage("stage1") / "checkpoint-2"))
+    trainer._load_from_checkpoint(str(checkpoint_folder(job.run.stage("stage1"), 2)))
     for name, weight in job.model.state_dict().items():
         assert torch.equal(weight, trained[name]), name
-
-
-def test_bad_samples_are_named_once_and_too_many_stop_the_run(tmp_path):
-    path = tmp_path / "bad.jsonl"
-    log = BadSampleLog(path, allowed=2)
-    first, second = BadSample(7, "a.png", "OSError", 3), BadSample(9, "b.png", "empty", 3)
-    log.record([first, second])
-    log.record([first])
-    assert [json.loads(line)["sample_id"] for line in path.read_text().splitlines()] == [7, 9]
-    again = BadSampleLog(path, allowed=2)
-    assert len(again) == 2
-    with pytest.raises(TrainingError, match="3 samples cannot be used, 2 are allowed"):
-        again.record([BadSample(1, "c.png", "OSError", 2)])

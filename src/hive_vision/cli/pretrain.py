@@ -1,12 +1,15 @@
 """hive-vision pretrain: three stages of pre-training from a recipe."""
 
+import logging
 import sys
+from pathlib import Path
 
 HELP = """\
 usage: hive-vision pretrain RECIPE [key=value ...]
 
 Pre-train an encoder: stage 1 projector, stage 2 projector and language model, stage 3 everything.
 Run the same command again after an interruption, it goes on from the last checkpoint.
+Several GPUs: torchrun --nproc-per-node 8 -m hive_vision pretrain RECIPE
 
   RECIPE             a recipe of the package ({recipes}) or a YAML file
   key=value          overrides, e.g. data.train=FOLDER method=sa stage3.max_steps=500
@@ -21,14 +24,28 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(HELP.format(recipes=", ".join(recipe_names())) + "\n")
         sys.stdout.write(recipe_parser().format_help().partition("\n\n")[2])
         return
-    from hive_vision.training.pretrain import InterruptedRunError, pretrain
+    from hive_vision.training.errors import InterruptedRunError
+    from hive_vision.training.pretrain import pretrain
+    from hive_vision.training.processes import start_processes
+    from hive_vision.training.watchdog import main_said
 
     recipe, *overrides = arguments
+    settings = load_recipe(recipe, overrides)
+    main = start_processes().is_main_process
+    if not main:
+        logging.getLogger("hive_vision").setLevel(logging.ERROR)
     try:
-        results = pretrain(load_recipe(recipe, overrides))
+        results = pretrain(settings)
     except InterruptedRunError as interruption:
-        sys.stderr.write(f"{interruption}; run the same command again to go on\n")
-        sys.exit(130)
+        if main:
+            sys.stderr.write(f"{interruption}; run the same command again to go on\n")
+        sys.exit(128 + interruption.signal_number)
+    except (ValueError, RuntimeError, OSError) as error:
+        if not main and main_said(Path(settings.output), str(error)):
+            sys.exit(1)
+        raise
+    if not main:
+        return
     loss = f"held-out caption loss: {results['held_out_loss']:.4f}"
     if "held_out_loss_shuffled_images" in results:
         loss += f", with images shuffled {results['held_out_loss_shuffled_images']:.4f}"

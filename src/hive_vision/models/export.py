@@ -5,7 +5,7 @@ version 5 on, transformers keeps CLIP and SigLIP encoders without the ``vision_m
 of all earlier checkpoints, which version 4 would silently replace by random weights.
 """
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from hive_vision.models.backbones import blank_image
+from hive_vision.folders import seal, written_aside
+from hive_vision.models.backbones import blank_images
 
 WEIGHTS = "model.safetensors"
 OLD_PREFIX = "vision_model."
 
 
 def export_encoder(
-    vision_model: PreTrainedModel, image_processor: Any, folder: Path, card: str
+    vision_model: PreTrainedModel,
+    image_processor: Any,
+    folder: Path,
+    card: str,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write encoder, image processor and model card, and prove that they load.
 
@@ -30,22 +35,21 @@ def export_encoder(
         image_processor: Its image processor.
         folder: Where to write; replaced as a whole if it exists.
         card: Text of the model card (README.md).
+        facts: For the manifest: where the weights come from.
 
     Raises:
         RuntimeError: If the encoder read back does not give identical features.
     """
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    vision_model.save_pretrained(aside, max_shard_size="1TB")
-    image_processor.save_pretrained(aside)
-    if _had_prefix(vision_model):
-        weights = load_file(aside / WEIGHTS)
-        prefixed = {OLD_PREFIX + key.removeprefix(OLD_PREFIX): w for key, w in weights.items()}
-        save_file(prefixed, aside / WEIGHTS, metadata={"format": "pt"})
-    (aside / "README.md").write_text(card, encoding="utf-8")
-    _verify(vision_model, aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with written_aside(folder, replace=True) as aside:
+        vision_model.save_pretrained(aside, max_shard_size="1TB")
+        image_processor.save_pretrained(aside)
+        if _had_prefix(vision_model):
+            weights = load_file(aside / WEIGHTS)
+            prefixed = {OLD_PREFIX + key.removeprefix(OLD_PREFIX): w for key, w in weights.items()}
+            save_file(prefixed, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        _verify(vision_model, aside)
+        seal(aside, "encoder", **facts)
 
 
 def _had_prefix(vision_model: PreTrainedModel) -> bool:
@@ -68,13 +72,13 @@ def _verify(vision_model: PreTrainedModel, folder: Path) -> None:
     if wrong:
         raise RuntimeError(f"exported encoder has {len(wrong)} wrong keys, first {wrong[0]!r}")
     was_training = vision_model.training
-    image = torch.randn(
-        blank_image(vision_model.config).shape, generator=torch.Generator().manual_seed(0)
-    ).to(vision_model.device, vision_model.dtype)
+    images = blank_images(vision_model.config)
+    noise = torch.randn(images["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
+    images["pixel_values"] = noise.to(vision_model.device, vision_model.dtype)
     loaded.to(vision_model.device)
     with torch.no_grad():
-        expected = vision_model.eval()(image).last_hidden_state
-        features = loaded.eval()(image).last_hidden_state
+        expected = vision_model.eval()(**images).last_hidden_state
+        features = loaded.eval()(**images).last_hidden_state
     vision_model.train(was_training)
     if not torch.equal(expected, features):
         raise RuntimeError(

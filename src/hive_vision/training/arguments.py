@@ -136,6 +136,42 @@ class StageArguments:
 
 
 @dataclass
+class FaultArguments:
+    """What a run does about steps that diverge, things that hang, and being asked to stop.
+
+    Args:
+        on_divergence: What happens when a loss or gradient is not finite or spikes: stop the run;
+            skip that step; or rollback to the last good checkpoint and go on with the data after
+            the bad step.
+        loss_spike: A loss over this many times the usual one (median of 64 steps) is a spike;
+            0 never.
+        gradient_spike: The same for the norm of all gradients.
+        max_events: After so many skipped steps, or so many rollbacks, the run stops all the same.
+        stall_seconds: A loader, step or checkpoint that takes longer ends the run with the stack
+            of every thread in a file; 0 never.
+        grace_seconds: After SIGTERM the step is finished and saved; if that takes longer, the run
+            ends and goes on later from its last checkpoint.
+    """
+
+    on_divergence: Literal["stop", "skip", "rollback"] = "stop"
+    loss_spike: float = 0.0
+    gradient_spike: float = 0.0
+    max_events: int = 3
+    stall_seconds: float = 1800.0
+    grace_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant."""
+        for name in ("loss_spike", "gradient_spike"):
+            value = getattr(self, name)
+            if value and value <= 1:
+                raise ValueError(f"{name} is {value}; give a factor above 1, or 0 to never look")
+        for name in ("max_events", "stall_seconds", "grace_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+@dataclass
 class PretrainArguments:
     """A pre-training recipe.
 
@@ -151,10 +187,12 @@ class PretrainArguments:
         micro_batch_size: At most this many captions at once on one device; the rest is
             accumulated.
         precision: auto takes bfloat16 where a GPU has it and float32 elsewhere.
+        sharding: With several processes, none keeps the whole model on each (DDP), fsdp2 a part.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         log_every: Steps between lines in metrics.jsonl.
         evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
         save_every: Steps between checkpoints; 0 for the end of a stage only.
+        faults: Divergence, stalls, and being asked to stop.
         miniature: Data and models that are drawn and trained first, if their folder is not there.
     """
 
@@ -168,10 +206,12 @@ class PretrainArguments:
     stage3: StageArguments = field(default_factory=StageArguments)
     micro_batch_size: int = 64
     precision: Precision = "auto"
+    sharding: Literal["none", "fsdp2"] = "none"
     gradient_checkpointing: bool = False
     log_every: int = 10
     evaluate_every: int = 0
     save_every: int = 0
+    faults: FaultArguments = field(default_factory=FaultArguments)
     miniature: MiniatureSettings | None = None
 
     def __post_init__(self) -> None:
@@ -179,6 +219,11 @@ class PretrainArguments:
         for name in ("micro_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.precision == "float16" and self.faults.on_divergence != "stop":
+            raise ValueError(
+                f"faults.on_divergence is {self.faults.on_divergence!r} but precision is float16, "
+                "whose loss scaler leaves such steps out by itself; use stop, or bfloat16"
+            )
 
     @property
     def stages(self) -> dict[str, StageArguments]:

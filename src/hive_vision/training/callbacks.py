@@ -1,8 +1,11 @@
-"""What watches a stage: metrics as JSON lines, progress with an ETA, and Ctrl-C."""
+"""What watches a stage: metrics as JSON lines, progress with an ETA, Ctrl-C and SIGTERM."""
 
 import json
 import logging
+import os
 import signal
+import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hive_vision.folders import write_text
+from hive_vision.training.processes import max_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +48,11 @@ class MetricsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget what an interrupted run logged after its last checkpoint: it comes again."""
-        if not self.path.exists():
+        if not (state.is_world_process_zero and self.path.exists()):
             return
         *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
         kept = [line for line in lines if not self._is_repeated(json.loads(line), state)]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def _is_repeated(self, line: dict[str, Any], state: TrainerState) -> bool:
         return bool(line["stage"] == self.stage and line["step"] > state.global_step)
@@ -148,31 +154,68 @@ class ProgressCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Turns Ctrl-C into "finish this step, save, stop"; a second Ctrl-C stops at once.
+    """Turns Ctrl-C and SIGTERM into "finish this step, save, stop", on all processes together.
 
-    Use it as a context manager around ``train``.
+    A second Ctrl-C stops at once. Use it as a context manager around ``train``.
+
+    Args:
+        grace_seconds: After SIGTERM, the longest time until the process ends in any case.
+        stop_after: Stop like Ctrl-C after this step, for proofs of resuming.
     """
 
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._previous: Any = None
+    def __init__(self, grace_seconds: float, stop_after: int | None = None) -> None:
+        self.grace_seconds = grace_seconds
+        self.stop_after = stop_after
+        self.signal_number: int | None = None  # what asked this run to stop
+        self._owner = os.getpid()
+        self._first = 0.0
+        self._timer: threading.Timer | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "InterruptCallback":
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+        if os.getpid() != self._owner:
+            return  # a worker of the loader: the trainer ends it when the step is saved
+        if self.signal_number is not None:
+            # A launcher passes on the Ctrl-C that this process got from the terminal as well.
+            if number == signal.SIGINT and time.monotonic() - self._first > 1:
+                raise KeyboardInterrupt
+            return
+        self.signal_number, self._first = number, time.monotonic()
+        if number == signal.SIGINT:
+            logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+            return
+        logger.warning("stopping after this step, within %g s", self.grace_seconds)
+        self._timer = threading.Timer(self.grace_seconds, self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _give_up(self) -> None:
+        sys.stderr.write(
+            f"hive-vision: not saved within {self.grace_seconds:g} s of SIGTERM "
+            "(faults.grace_seconds); the same command goes on from the last checkpoint\n"
+        )
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGTERM)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for a checkpoint and the end."""
-        if self.interrupted:
+        if self.stop_after is not None and state.global_step >= self.stop_after:
+            self.signal_number = signal.SIGINT
+        # Processes get a signal in different steps, but have to stop in the same one.
+        agreed = int(max_over_processes(self.signal_number or 0))
+        if agreed:
+            self.signal_number = agreed
             control.should_save = control.should_training_stop = True

@@ -1,20 +1,18 @@
 """Pre-training from recipe to encoder: the main job (paper sections 3.3 and 4.1)."""
 
+import gc
 import logging
 import math
-import resource
-import shutil
-import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from PIL import Image
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from hive_vision.data.collators import CaptionCollator
-from hive_vision.folders import read_json, write_json
+from hive_vision.folders import check_folder, read_json, read_manifest, write_json
 from hive_vision.models.backbones import blank_image, load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
@@ -24,67 +22,105 @@ from hive_vision.models.self_attention_baseline import (
     SelfAttentionForConditionalGeneration,
 )
 from hive_vision.training.arguments import PretrainArguments, StageArguments
+from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
+from hive_vision.training.checkpoints import (
+    last_checkpoint,
+    load_strictly,
+    remove_checkpoints,
+    save_stage_model,
+    step_of,
+)
+from hive_vision.training.divergence import DivergenceGuard
+from hive_vision.training.errors import InterruptedRunError, RollBackError, TrainingError
 from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.hardware import peak_memory, split_batch, training_arguments
+from hive_vision.training.processes import on_main, start_processes
 from hive_vision.training.run_data import load_run_data
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.stages import (
     apply_rules,
     check_gradient_path,
     describe_parts,
-    hash_parameters,
+    hash_tensors,
     prove_update,
 )
-from hive_vision.training.trainer import (
-    BadSampleLog,
-    HiveTrainer,
-    TrainingError,
-    last_checkpoint,
-    split_batch,
-)
+from hive_vision.training.trainer import HiveTrainer
+from hive_vision.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 
-class InterruptedRunError(RuntimeError):
-    """The run was stopped by Ctrl-C after saving a checkpoint."""
-
-
-def pretrain(arguments: PretrainArguments) -> dict[str, Any]:
+def pretrain(
+    arguments: PretrainArguments, stop_after: tuple[str, int] | None = None
+) -> dict[str, Any]:
     """Run a recipe: all stages, then the export. Finished parts are not done again.
+
+    With ``torchrun`` or ``accelerate launch`` every process calls it.
 
     Args:
         arguments: The recipe.
+        stop_after: Stop as Ctrl-C does after this stage and step, e.g. ``("stage2", 100)``.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
         ValueError: If the recipe, the models or the data do not fit together.
-        InterruptedRunError: After Ctrl-C; the same call goes on from the checkpoint.
+        InterruptedRunError: After Ctrl-C or SIGTERM; the same call goes on from the checkpoint.
     """
-    if PartialState().num_processes > 1:
-        raise ValueError(
-            f"started as {PartialState().num_processes} processes; this version trains in one"
-        )
+    processes = start_processes()
     run = RunFolder(arguments)
+    on_main(run.check)
     if run.results is not None:
         logger.info("%s is already finished; nothing to do", run.path)
         return run.results
+    with Watchdog(
+        run.path, processes.process_index, processes.num_processes, arguments.faults.stall_seconds
+    ) as watchdog:
+        try:
+            return _pretrain(arguments, run, watchdog, stop_after)
+        except RuntimeError as error:
+            # What a collective operation says when another process died does not name it.
+            lost = None
+            if not isinstance(error, InterruptedRunError):
+                lost = watchdog.lost_process(patience=5)
+            if lost is None:
+                raise
+            raise TrainingError(f"{lost}; run the same command again to go on") from error
+
+
+def _pretrain(
+    arguments: PretrainArguments,
+    run: RunFolder,
+    watchdog: Watchdog,
+    stop_after: tuple[str, int] | None,
+) -> dict[str, Any]:
     if arguments.miniature is not None:
-        ensure_miniature(arguments.miniature)
-    job = Job(arguments, run)
-    run.create()
-    return job.finish([job.train_stage(name) for name in job.stages])
+        settings = arguments.miniature
+        on_main(lambda: ensure_miniature(settings))
+    job = Job(arguments, run, watchdog, stop_after)
+    on_main(run.create)
+    with run.locked():
+        return job.finish([job.train_stage(name) for name in job.stages])
 
 
 class Job:
     """Everything that the stages share: data, processor, and the model they hand on."""
 
-    def __init__(self, arguments: PretrainArguments, run: RunFolder) -> None:
+    def __init__(
+        self,
+        arguments: PretrainArguments,
+        run: RunFolder,
+        watchdog: Watchdog,
+        stop_after: tuple[str, int] | None = None,
+    ) -> None:
         self.arguments = arguments
         self.run = run
+        self.watchdog = watchdog
+        self.stop_after = stop_after
         data, model = arguments.data, arguments.model
+        watchdog.progress("loading models and data")
         self.processor = HiveProcessor.from_backbones(
             model.vision, model.language, max_text_tokens=data.max_text_tokens
         )
@@ -97,13 +133,12 @@ class Job:
         )
         self.stages = {} if arguments.method == "base" else self._checked_stages()
         finished = [name for name in self.stages if run.stage_result(name) is not None]
-        self.model = self._load_model(finished)
-        if arguments.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        for name in self.stages.keys() - finished:
+        self._handed_on = run.stage(finished[-1]) / "model" if finished else None
+        self.model = self._load_model()
+        self._is_fresh = True
+        for name in reversed(self.stages):
             apply_rules(self.model, self.stages[name].rules)
         if self.stages and not finished:
-            apply_rules(self.model, next(iter(self.stages.values())).rules)
             check_gradient_path(self.model)
 
     def _check_image_size(self, vision: str) -> None:
@@ -132,14 +167,25 @@ class Job:
             chosen[name] = stage
         return chosen
 
-    def _load_model(self, finished: list[str]) -> PreTrainedModel:
-        """Load the model that the last finished stage left, or join the backbones."""
-        arguments = self.arguments
-        folder = self.run.stage(finished[-1]) / "model" if finished else None
+    def _renew_model(self) -> None:
+        """Load the model again once it was trained.
+
+        From its folder also when a stage finished a moment ago: a resumed run does the same.
+        """
+        if not self._is_fresh:
+            del self.model
+            gc.collect()
+            self.model = self._load_model()
+        self._is_fresh = False
+
+    def _load_model(self) -> PreTrainedModel:
+        """Load the model that the last finished stage handed on, or join the backbones."""
+        arguments, folder = self.arguments, self._handed_on
         sa = arguments.method == "sa"
         model_class = SelfAttentionForConditionalGeneration if sa else HiveForConditionalGeneration
         if folder is not None:
-            return model_class.from_pretrained(folder, dtype=torch.float32)
+            self._check_same_data(folder, on_main(lambda: check_folder(folder, "model")))
+            return load_strictly(model_class, folder)
         set_seed(arguments.seed)
         backbones = (arguments.model.vision, arguments.model.language)
         if not sa:
@@ -150,6 +196,31 @@ class Job:
             image_token_id=self.image_token_id,
             feature_layer=arguments.model.sa_feature_layer,
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of every folder of this run says."""
+        model = self.arguments.model
+        return {
+            "version": version("hive-vision"),
+            "method": self.arguments.method,
+            "vision": model.vision,
+            "language": model.language,
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "captions": len(self.train_data),
+            },
+        }
+
+    def _check_same_data(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Refuse to go on with other data than a checkpoint or stage was trained on."""
+        saved, given = manifest["data"], self.facts["data"]
+        if saved != given:
+            raise ValueError(
+                f"{folder} was trained on {saved['captions']} captions with fingerprint "
+                f"{saved['fingerprint']}, but the data now has {given['captions']} with "
+                f"{given['fingerprint']}; restore the data or give another output folder"
+            )
 
     @property
     def image_token_id(self) -> int:
@@ -170,16 +241,18 @@ class Job:
 
     def trainer(self, name: str, stage: StageArguments, parts: Any, **kwargs: Any) -> HiveTrainer:
         """Set up a stage's trainer around the current model."""
+        folder = self.run.stage(name)
         trainer = HiveTrainer(
             self.model,
-            training_arguments(
-                self.arguments, stage, self.run.stage(name), stage.steps(len(self.train_data))
-            ),
+            training_arguments(self.arguments, stage, folder, stage.steps(len(self.train_data))),
             parts=parts,
             train_data=self.train_data,
             held_out=self.held_out,
             collator=self.collator(self.model),
             bad_samples=self.bad_samples,
+            guard=DivergenceGuard(self.arguments.faults, folder),
+            watchdog=self.watchdog,
+            facts={**self.facts, "stage": name},
             min_learning_rate=stage.min_learning_rate,
             **kwargs,
         )
@@ -188,61 +261,99 @@ class Job:
 
     def train_stage(self, name: str) -> dict[str, Any]:
         """Train one stage, prove what moved, and leave its model in the run folder."""
-        finished = self.run.stage_result(name)
-        if finished is not None:
-            logger.info("%s is already finished", name)
-            return finished
         folder, stage = self.run.stage(name), self.stages[name]
+        result = self.run.stage_result(name)
+        if result is None:
+            logger.info("%s: %d steps of %d captions", name, *self._length(stage))
+            while True:
+                try:
+                    result = self._train(name, stage, folder)
+                    break
+                except RollBackError as rollback:
+                    self._roll_back(name, folder, rollback.step)
+        else:
+            logger.info("%s is already finished", name)
+        if self._handed_on != folder / "model":
+            self._handed_on, self._is_fresh = folder / "model", False
+        on_main(lambda: remove_checkpoints(folder))
+        return result
+
+    def _length(self, stage: StageArguments) -> tuple[int, int]:
+        return stage.steps(len(self.train_data)), stage.batch_size
+
+    def _roll_back(self, name: str, folder: Path, step: int) -> None:
+        checkpoint = on_main(lambda: last_checkpoint(folder))
+        good = step_of(checkpoint) if checkpoint else 0
+        DivergenceGuard(self.arguments.faults, folder).leave_out(good + 1, step)
+        logger.warning("%s goes back to step %d, without the data up to step %d", name, good, step)
+
+    def _train(self, name: str, stage: StageArguments, folder: Path) -> dict[str, Any]:
+        """Go on from the stage's last good checkpoint, or start it."""
+        self._renew_model()
+        if self.arguments.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         parts = apply_rules(self.model, stage.rules)
         check_gradient_path(self.model)
-        steps = stage.steps(len(self.train_data))
-        logger.info("%s: %d steps of %d captions", name, steps, stage.batch_size)
         logger.info("%s", describe_parts(parts))
-        folder.mkdir(exist_ok=True)
-        before = read_json(folder / "before.json")
-        if before is None:
-            before = hash_parameters(self.model)
-            write_json(folder / "before.json", before)
-        progress, interrupt = ProgressCallback(name), InterruptCallback()
-        trainer = self.trainer(
-            name,
-            stage,
-            parts,
-            callbacks=[MetricsCallback(self.run.metrics, name), progress, interrupt],
-        )
+        names = [name for part in parts for name in part.names]
+        before = on_main(lambda: self._remember_start(folder, names))
+        checkpoint = on_main(lambda: last_checkpoint(folder))
+        if checkpoint is not None:
+            self._check_same_data(checkpoint, read_manifest(checkpoint, "checkpoint"))
+        progress = ProgressCallback(name)
+        stop_after = self.stop_after[1] if self.stop_after and self.stop_after[0] == name else None
+        interrupt = InterruptCallback(self.arguments.faults.grace_seconds, stop_after)
+        metrics = MetricsCallback(self.run.metrics, name)
+        trainer = self.trainer(name, stage, parts, callbacks=[metrics, progress, interrupt])
         try:
             with interrupt:
-                checkpoint = last_checkpoint(folder)
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             progress.close()
-        if interrupt.interrupted:
+        if interrupt.signal_number is not None:
             raise InterruptedRunError(
-                f"{name} stopped after step {trainer.state.global_step}, saved"
+                f"{name} stopped after step {trainer.state.global_step}, saved",
+                interrupt.signal_number,
             )
-        proof = prove_update(self.model, parts, before)
-        loss, shuffled = trainer.held_out_loss(), trainer.held_out_loss("shuffled")
+        losses = {
+            "held_out_loss": trainer.held_out_loss(),
+            "held_out_loss_shuffled_images": trainer.held_out_loss("shuffled"),
+        }
+        loss, shuffled = losses.values()
         if not math.isfinite(loss):
             raise TrainingError(f"{name} ended with a held-out loss of {loss}; lower its rates")
+        self.watchdog.progress(f"writing the model of {name}")
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         result = {
             "name": name,
-            "steps": steps,
+            "steps": stage.steps(len(self.train_data)),
             "seconds_per_step": progress.seconds_per_step,
             "trained_parameters": sum(p.size for p in parts if p.learning_rate is not None),
-            "held_out_loss": loss,
-            "held_out_loss_shuffled_images": shuffled,
-            "update_proof": proof,
+            **losses,
         }
+
+        def finish() -> dict[str, Any]:
+            proof = prove_update(parts, before, hash_tensors(weights, names))
+            facts = {**self.facts, "stage": name}
+            save_stage_model(self.model, weights, self.processor, folder / "model", facts)
+            write_json(folder / "result.json", {**result, "update_proof": proof})
+            return {**result, "update_proof": proof}
+
+        result = on_main(finish)
         logger.info(
             "%s: held-out loss %.4f, with shuffled images %.4f (%+.4f)",
             *(name, loss, shuffled, shuffled - loss),
         )
-        self.model.save_pretrained(folder / "model")
-        self.processor.save_pretrained(folder / "model")
-        write_json(folder / "result.json", result)
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
         return result
+
+    def _remember_start(self, folder: Path, names: list[str]) -> dict[str, str]:
+        """Hashes of the stage's first weights, for the proof of what moved."""
+        folder.mkdir(exist_ok=True)
+        before = read_json(folder / "before.json")
+        if before is None:
+            before = hash_tensors(dict(self.model.named_parameters()), names)
+            write_json(folder / "before.json", before)
+        return before
 
     def finish(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Export the encoder and write the summary."""
@@ -262,68 +373,17 @@ class Job:
         else:
             trainer = self.trainer("held_out", StageArguments(max_steps=1), [])
             results["held_out_loss"] = trainer.held_out_loss("none")
+        self._renew_model()
         vision = (
             self.model.vision_model if arguments.method != "sa" else self.model.model.vision_tower
         )
-        export_encoder(
-            vision,
-            self.processor.image_processor,
-            self.run.encoder,
-            encoder_card(arguments.model.vision, arguments.method, _summary(results)),
-        )
+        card = encoder_card(arguments.model.vision, arguments.method, _summary(results))
+        image_processor = self.processor.image_processor
+        on_main(lambda: export_encoder(vision, image_processor, self.run.encoder, card, self.facts))
         results["encoder"] = str(self.run.encoder)
         results["peak_memory_bytes"] = peak_memory()
-        write_json(self.run.path / "results.json", results)
+        on_main(lambda: write_json(self.run.path / "results.json", results))
         return results
-
-
-def training_arguments(
-    arguments: PretrainArguments, stage: StageArguments, folder: Path, steps: int
-) -> TrainingArguments:
-    """Translate a stage of a recipe into transformers' arguments."""
-    micro, accumulation = split_batch(
-        stage.batch_size, arguments.micro_batch_size, PartialState().num_processes
-    )
-    precision = arguments.precision
-    if precision == "auto":
-        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if has_bfloat16 else "float32"
-    return TrainingArguments(
-        output_dir=str(folder),
-        report_to="none",
-        disable_tqdm=True,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        dataloader_num_workers=arguments.data.num_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
-        adam_beta1=stage.betas[0],
-        adam_beta2=stage.betas[1],
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
-        warmup_steps=stage.warmup,
-        logging_steps=arguments.log_every,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if arguments.evaluate_every else "no",
-        eval_steps=arguments.evaluate_every or None,
-        save_strategy="steps",
-        save_steps=arguments.save_every or steps,
-        save_total_limit=2,
-    )
-
-
-def peak_memory() -> int:
-    """Largest memory use of this process so far, in bytes: of the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _summary(results: dict[str, Any]) -> str:

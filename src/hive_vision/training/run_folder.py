@@ -7,20 +7,29 @@ bad_samples.jsonl  samples that were replaced       result.json    its losses an
 results.json       the summary                    encoder/         the plain encoder
 """
 
+import fcntl
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
 
 from hive_vision.folders import flatten, read_json, write_json, write_text
 from hive_vision.training.arguments import PretrainArguments
+from hive_vision.training.processes import on_main
+from hive_vision.training.recipes import load_recipe
+from hive_vision.training.watchdog import SIGNS
 
 PACKAGES = ("hive-vision", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+
+
+LOCK = ".lock"
+_OURS = (LOCK, SIGNS)  # may lie in a folder that is no run yet
 
 
 class RunFolder:
@@ -28,28 +37,31 @@ class RunFolder:
 
     Args:
         arguments: The recipe; its ``output`` is the folder.
-
-    Raises:
-        ValueError: If the folder is a file, holds something that is not a run, or a run of
-            another recipe.
     """
 
     def __init__(self, arguments: PretrainArguments) -> None:
         self.path = Path(arguments.output)
         self.recipe = _plain(asdict(arguments))
-        self._check()
+        self._lock: IO[str] | None = None
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse what this recipe cannot be run in.
+
+        Raises:
+            ValueError: If the folder is a file, holds something that is not a run, or a run of
+                another recipe.
+        """
         if self.path.is_file():
             raise ValueError(f"output {str(self.path)!r} is a file; give a folder")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or all(path.name in _OURS for path in self.path.iterdir()):
             return
         saved = self.path / "recipe.yaml"
         if not saved.is_file():
             raise ValueError(
                 f"output {str(self.path)!r} is not empty and not a run; give another folder"
             )
-        differences = recipe_differences(yaml.safe_load(saved.read_text("utf-8")), self.recipe)
+        # Through the parser: keys that came with a later version have their defaults.
+        differences = recipe_differences(_plain(asdict(load_recipe(saved))), self.recipe)
         if differences:
             raise ValueError(
                 f"{str(self.path)!r} holds a run of another recipe ({'; '.join(differences)}); "
@@ -63,6 +75,30 @@ class RunFolder:
             write_json(self.path / "environment.json", _environment())
             text = yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True)
             write_text(self.path / "recipe.yaml", text)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second start of the same run out while the first one works.
+
+        Raises:
+            ValueError: If another process works in the folder.
+        """
+        on_main(self._acquire)
+        try:
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def _acquire(self) -> None:
+        self._lock = (self.path / LOCK).open("w")
+        try:
+            # Belongs to this process alone: neither loader workers nor a killed run keep it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is training in {str(self.path)!r}; wait for it or stop it first"
+            ) from error
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -101,6 +137,8 @@ FREE_KEYS = (
     "evaluate_every",
     "save_every",
     "data.num_workers",
+    "faults.stall_seconds",
+    "faults.grace_seconds",
 )
 
 

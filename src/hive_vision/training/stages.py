@@ -1,13 +1,13 @@
 """Which parameters a stage trains, and the proof that it did (paper section 4.1, Table 3)."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hive_vision.models.backbones import unreached_parameters
@@ -38,17 +38,14 @@ class TrainedPart:
     Attributes:
         rule: Group name or pattern.
         learning_rate: Peak learning rate, ``None`` if frozen.
-        parameters: By name.
+        names: Of its parameters. Names, not the parameters: sharding replaces those.
+        size: Number of scalars.
     """
 
     rule: str
     learning_rate: float | None
-    parameters: dict[str, nn.Parameter]
-
-    @property
-    def size(self) -> int:
-        """Number of scalars."""
-        return sum(p.numel() for p in self.parameters.values())
+    names: tuple[str, ...]
+    size: int
 
 
 def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
@@ -118,14 +115,14 @@ def apply_rules(model: PreTrainedModel, rules: Rules) -> list[TrainedPart]:
     for rule, parameters in chosen.items():
         if not parameters and rule not in GROUPS:
             raise ValueError(unknown_name("parameter group or pattern", rule, GROUPS))
-    parts = [
-        TrainedPart(rule, None if rules[rule] == "frozen" else float(rules[rule]), parameters)
-        for rule, parameters in chosen.items()
-        if parameters
-    ]
-    for part in parts:
-        for parameter in part.parameters.values():
-            parameter.requires_grad_(part.learning_rate is not None)
+    parts = []
+    for rule, parameters in chosen.items():
+        rate = None if rules[rule] == "frozen" else float(rules[rule])
+        for parameter in parameters.values():
+            parameter.requires_grad_(rate is not None)
+        if parameters:
+            size = sum(parameter.numel() for parameter in parameters.values())
+            parts.append(TrainedPart(rule, rate, tuple(parameters), size))
     return parts
 
 
@@ -154,34 +151,31 @@ def describe_parts(parts: list[TrainedPart]) -> str:
     lines = []
     for part in parts:
         rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
-        count = len(part.parameters)
+        count = len(part.names)
         lines.append(
             f"{part.rule:<{width}}  {part.size:>13,} parameters  {count:>4} tensors  {rate}"
         )
     return "\n".join(lines)
 
 
-def hash_parameters(model: nn.Module) -> dict[str, str]:
-    """Give a SHA-256 of every parameter's bytes, to prove later what moved."""
-    return {
-        name: hashlib.sha256(_bytes(parameter)).hexdigest()
-        for name, parameter in model.named_parameters()
-    }
+def hash_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+    """Give a SHA-256 of the bytes of each named tensor, to prove later what moved."""
+    return {name: hashlib.sha256(_bytes(tensors[name])).hexdigest() for name in names}
 
 
-def _bytes(parameter: nn.Parameter) -> Any:
-    return parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
 
 
 def prove_update(
-    model: nn.Module, parts: list[TrainedPart], before: Mapping[str, str]
+    parts: list[TrainedPart], before: Mapping[str, str], after: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
     """Prove that each trained part moved and each frozen one is bit-identical.
 
     Args:
-        model: The model after the stage.
         parts: What ``apply_rules`` gave.
-        before: ``hash_parameters`` from before the stage.
+        before: ``hash_tensors`` from before the stage.
+        after: The same from after it.
 
     Returns:
         For each rule the number of tensors that moved and of those that did not.
@@ -189,11 +183,10 @@ def prove_update(
     Raises:
         RuntimeError: If a trained part did not move or a frozen one did.
     """
-    after = hash_parameters(model)
     proof = {}
     for part in parts:
-        moved = [name for name in part.parameters if before[name] != after[name]]
-        proof[part.rule] = {"moved": len(moved), "unchanged": len(part.parameters) - len(moved)}
+        moved = [name for name in part.names if before[name] != after[name]]
+        proof[part.rule] = {"moved": len(moved), "unchanged": len(part.names) - len(moved)}
         if part.learning_rate is None and moved:
             raise RuntimeError(f"{part.rule} is frozen, but {moved[0]!r} changed")
         if part.learning_rate and not moved:

@@ -1,88 +1,32 @@
 """The training loop: transformers' Trainer with per-group rates, our data order and our loss."""
 
-import json
-import logging
 import math
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
-from hive_vision.data.captions import BadSample, Caption, CaptionDataset
-from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator
+from hive_vision.data.captions import CaptionDataset
+from hive_vision.data.collators import CaptionCollator
 from hive_vision.data.sampler import LengthBucketedSampler
+from hive_vision.folders import read_json, write_json
+from hive_vision.training.bad_samples import BadSampleLog
+from hive_vision.training.checkpoints import last_checkpoint, load_strictly, new_checkpoint
+from hive_vision.training.divergence import DivergenceGuard
+from hive_vision.training.errors import TrainingError
+from hive_vision.training.held_out import Images, held_out_loss
+from hive_vision.training.processes import sum_over_processes
 from hive_vision.training.stages import TrainedPart
+from hive_vision.training.watchdog import Watchdog
 
-Images = Literal["matched", "shuffled", "none"]
-
-
-logger = logging.getLogger(__name__)
-
-
-class TrainingError(ValueError):
-    """A run that cannot go on; the message says what to do."""
-
-
-class BadSampleLog:
-    """Names unusable samples in a file, once each, and stops the run when there are too many.
-
-    Args:
-        path: ``bad_samples.jsonl``; what an interrupted run wrote is kept.
-        allowed: More different samples than this stop the run.
-    """
-
-    def __init__(self, path: Path, allowed: int) -> None:
-        self.path = path
-        self.allowed = allowed
-        self._seen: set[int] = set()
-        if path.exists():
-            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a torn last line is left out
-            self._seen = {json.loads(line)["sample_id"] for line in lines}
-
-    def __len__(self) -> int:
-        return len(self._seen)
-
-    def record(self, bad_samples: list[BadSample]) -> None:
-        """Write down samples that were not known before.
-
-        Raises:
-            TrainingError: If there are more than allowed.
-        """
-        new = [bad for bad in bad_samples if bad.sample_id not in self._seen]
-        for bad in new:
-            self._seen.add(bad.sample_id)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
-        if new and len(self._seen) > self.allowed:
-            raise TrainingError(
-                f"{len(self._seen)} samples cannot be used, {self.allowed} are allowed "
-                f"(data.max_bad_fraction); they are named in {self.path}"
-            )
-
-
-class ShuffledImages(Dataset[Caption]):
-    """Every caption with the image of another sample.
-
-    Args:
-        data: The right pairs.
-    """
-
-    def __init__(self, data: CaptionDataset) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Caption:
-        """Give caption ``index`` with the image half the data set away."""
-        other = self.data[(index + len(self) // 2) % len(self)]
-        return {**self.data[index], "image": other["image"]}
+GUARD_STATE = "divergence.json"
 
 
 class HiveTrainer(Trainer):
@@ -96,6 +40,9 @@ class HiveTrainer(Trainer):
         held_out: Held-out captions.
         collator: Makes the batches.
         bad_samples: Where unusable samples are named.
+        guard: Judges each step before it is applied.
+        watchdog: Is told of every batch.
+        facts: For the manifests of checkpoints.
         min_learning_rate: Share of its peak at which every group ends.
         **kwargs: For transformers' Trainer.
     """
@@ -114,6 +61,9 @@ class HiveTrainer(Trainer):
         held_out: CaptionDataset,
         collator: CaptionCollator,
         bad_samples: BadSampleLog,
+        guard: DivergenceGuard,
+        watchdog: Watchdog,
+        facts: dict[str, Any],
         min_learning_rate: float,
         **kwargs: Any,
     ) -> None:
@@ -127,21 +77,32 @@ class HiveTrainer(Trainer):
         )
         self.parts = [part for part in parts if part.learning_rate is not None]
         self.bad_samples = bad_samples
+        self.guard = guard
+        self.watchdog = watchdog
+        self.facts = facts
         self.min_learning_rate = min_learning_rate
         if args.n_gpu > 1:
             raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which uses one: "
-                "set CUDA_VISIBLE_DEVICES to it"
+                f"{args.n_gpu} GPUs are visible to one process, which uses one: start one process "
+                f"for each with torchrun --nproc-per-node {args.n_gpu} -m hive_vision ..., or set "
+                "CUDA_VISIBLE_DEVICES to one"
             )
+        self._stage = Path(args.output_dir)
+        self._staging: Path | None = None
         self._step_sample_ids: list[int] = []
+        self._step_loss: Tensor = torch.zeros((), device=args.device)
         self._step_logs: dict[str, float] = {}
+        self._tokens = torch.zeros(2, dtype=torch.int64, device=args.device)  # real, all
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        batch_size = (
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size
+        )
         return LengthBucketedSampler(
             self.train_dataset.lengths,
-            batch_size=self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size,
+            batch_size=batch_size,
             num_batches=self.args.max_steps,
             seed=self.args.data_seed,
         )
@@ -151,14 +112,15 @@ class HiveTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         decayed = set(self.get_decay_parameter_names(self.model))
+        parameters = dict(self.model.named_parameters())
         groups = []
         for part in self.parts:
             for decay in (True, False):
-                names = [name for name in part.parameters if (name in decayed) == decay]
+                names = [name for name in part.names if (name in decayed) == decay]
                 groups.append(
                     {
                         "name": part.rule,
-                        "params": [part.parameters[name] for name in names],
+                        "params": [parameters[name] for name in names],
                         "lr": part.learning_rate,
                         "weight_decay": self.args.weight_decay if decay else 0.0,
                     }
@@ -184,20 +146,31 @@ class HiveTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the loader is what a run most often waits for."""
+        self.watchdog.progress("waiting for data")
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Do one micro-batch.
-
-        Raises:
-            TrainingError: If too many samples are unusable.
-        """
+        """Do one micro-batch, or pass over it after a rollback."""
+        step = self.state.global_step + 1
         self._step_sample_ids += inputs.pop("sample_ids")
-        self.bad_samples.record(inputs.pop("bad_samples"))
+        self.watchdog.progress(
+            f"in step {step} of {self._stage.name}, samples {self._step_sample_ids[-8:]}"
+        )
+        self.bad_samples.note(inputs.pop("bad_samples"))
+        mask = inputs["attention_mask"]
+        self._tokens[0] += mask.sum()
+        self._tokens[1] += mask.numel()
+        if self.guard.leaves_out(step):
+            return torch.zeros((), device=self.args.device)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss += loss
         return loss
 
     def compute_loss(
@@ -212,38 +185,44 @@ class HiveTrainer(Trainer):
             assert self.optimizer is not None
             rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
             self._step_logs = {f"learning_rate/{name}": rate for name, rate in rates.items()}
+            parameters = dict(self.model.named_parameters())
             for part in self.parts:
-                self._step_logs[f"grad_norm/{part.rule}"] = _grad_norm(part.parameters.values())
+                norm = _grad_norm(parameters[name] for name in part.names)
+                self._step_logs[f"grad_norm/{part.rule}"] = norm
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Stop before the optimiser can spread a gradient that is not finite.
+        """Judge the step before the optimiser applies it; called once for each step.
 
-        Called once for each optimiser step, after clipping. (With float16 such steps are normal:
-        the loss scaler leaves them out.)
+        (With float16 gradients that are not finite are normal: the loss scaler leaves them out.)
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if not self.args.fp16 and not math.isfinite(norm):
-            self._stop_on_divergence(float(norm))
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        step, loss = self.state.global_step + 1, 0.0
+        if not self.args.fp16 and not self.guard.leaves_out(step):
+            if self.guard.watches_loss:
+                # Each process's loss is its share times the number of processes.
+                loss = sum_over_processes(float(self._step_loss)) / self.args.world_size
+            if not self.guard.judge(step, loss, float(norm), self._step_sample_ids):
+                # AdamW passes over parameters without a gradient, its state included.
+                model.zero_grad(set_to_none=True)
         self._step_sample_ids = []
+        self._step_loss.zero_()
         return norm
 
-    def _stop_on_divergence(self, norm: float) -> None:
-        step = self.state.global_step + 1
-        path = Path(self.args.output_dir) / "diverged.json"
-        content = {"step": step, "grad_norm": str(norm), "sample_ids": self._step_sample_ids}
-        path.write_text(json.dumps(content))
-        kept = last_checkpoint(Path(self.args.output_dir)) or "none yet (see save_every)"
-        raise TrainingError(
-            f"loss or gradient is {norm} at step {step}; its samples are named in {path}, last "
-            f"good checkpoint: {kept}. Lower the learning rates or look at these samples"
-        )
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each group's learning rate and gradient norm to the trainer's own line."""
+        """Add rates, gradient norms and the share of padding to the trainer's own line.
+
+        Raises:
+            TrainingError: If too many samples are unusable.
+        """
         if "loss" in logs:
             del logs["learning_rate"]  # of the first group only
-            logs |= self._step_logs
+            real, places = (sum_over_processes(float(count)) for count in self._tokens)
+            logs |= {**self._step_logs, "padding": 1 - real / places}
+            self._tokens.zero_()
+            self.bad_samples.record()
         super().log(logs, start_time)
 
     def evaluate(
@@ -260,64 +239,57 @@ class HiveTrainer(Trainer):
         )
         return metrics
 
-    @torch.no_grad()
     def held_out_loss(self, images: Images = "matched") -> float:
-        """Compute the mean loss per supervised held-out token.
+        """Compute the mean loss per supervised held-out token, see ``held_out.py``."""
+        self.watchdog.progress("computing the held-out loss")
+        return held_out_loss(
+            self.model,
+            self.eval_dataset,
+            self.data_collator,
+            self.accelerator,
+            self.args.per_device_eval_batch_size,
+            images,
+        )
 
-        Args:
-            images: ``matched``; ``shuffled`` gives each caption the image of the sample half
-                the data set away; ``none`` leaves images out (the language model alone).
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._staging or self._stage)
 
-        Returns:
-            Cross-entropy in nats per token.
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, seal it, rename it into place.
+
+        Raises:
+            TrainingError: If it cannot be written; the last good one stays.
         """
-        model = self.model
-        was_training = model.training
-        model.eval()
-        unusable = 0
-        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        data = ShuffledImages(self.eval_dataset) if images == "shuffled" else self.eval_dataset
-        for batch in self.get_eval_dataloader(data):
-            unusable += len(batch.pop("bad_samples"))
-            del batch["sample_ids"]
-            if images == "none":
-                del batch["pixel_values"]
-            with self.accelerator.autocast():
-                loss = model(**batch, num_items_in_batch=1, return_logits=False).loss
-            totals[0] += loss
-            totals[1] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-        model.train(was_training)
-        if unusable:
-            logger.warning("%d held-out samples cannot be used and were replaced", unusable)
-        summed, tokens = self.accelerator.reduce(totals).tolist()
-        return float(summed / tokens)
+        step = self.state.global_step
+        self.watchdog.progress(f"writing the checkpoint of step {step}")
+        self.bad_samples.record()
+        try:
+            with new_checkpoint(self._stage, step, self.facts) as self._staging:
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    folder = self._staging / f"checkpoint-{step}"
+                    write_json(folder / GUARD_STATE, self.guard.state())
+        except (OSError, RuntimeError, SafetensorError) as error:
+            kept = last_checkpoint(self._stage) or "none yet"
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(
+                f"the checkpoint of step {step} could not be written ({reason}); last good one: "
+                f"{kept}. Make room and run the same command again"
+            ) from error
+        finally:
+            self._staging = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint strictly.
-
-        transformers saves some families under older key names, which its own trainer then loads
-        with ``strict=False``: those weights would silently stay as they are.
-        """
-        loaded, report = type(self.model).from_pretrained(
-            resume_from_checkpoint, dtype=self.model.dtype, output_loading_info=True
-        )
-        wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
-        if wrong:
-            raise TrainingError(f"{resume_from_checkpoint} has wrong keys, first {wrong[0]!r}")
-        self.model.load_state_dict(loaded.state_dict())
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Find a stage's newest whole checkpoint; the trainer writes its state file last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        if (checkpoint / TRAINER_STATE_NAME).is_file():
-            return checkpoint
-        logger.warning("%s is not whole and is left out", checkpoint)
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+        """Load a checkpoint strictly, and the guard's memory with it."""
+        folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            loaded = load_strictly(type(self.model), folder)
+            self.model.load_state_dict(loaded.state_dict())
+        state = read_json(folder / GUARD_STATE)
+        assert state is not None
+        self.guard.load_state(state)
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, minimum: float) -> float:
@@ -335,31 +307,9 @@ def learning_rate_factor(step: int, warmup: int, total: int, minimum: float) -> 
     return minimum + (1 - minimum) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _grad_norm(parameters: Any) -> float:
+def _grad_norm(parameters: Iterable[nn.Parameter]) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
-
-
-def split_batch(batch_size: int, micro_batch_size: int, world_size: int) -> tuple[int, int]:
-    """Split a global batch over devices and accumulation steps.
-
-    Args:
-        batch_size: Captions for one optimiser step.
-        micro_batch_size: At most so many at once on a device.
-        world_size: Number of processes.
-
-    Returns:
-        Micro-batch size and accumulation steps; their product times ``world_size`` is exactly
-        ``batch_size``.
-
-    Raises:
-        ValueError: If the devices do not divide the batch.
-    """
-    if batch_size % world_size:
-        raise ValueError(
-            f"batch_size is {batch_size} but there are {world_size} processes; "
-            "make it a multiple of them"
-        )
-    share = batch_size // world_size
-    micro = next(m for m in range(min(micro_batch_size, share), 0, -1) if share % m == 0)
-    return micro, share // micro
+    if not gradients:
+        return 0.0
+    norm = nn.utils.get_total_norm(gradients)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,59 @@
+"""Naming samples that could not be used, and stopping a run with too many of them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from hive_vision.data.captions import BadSample
+from hive_vision.training.errors import TrainingError
+from hive_vision.training.processes import gather_lists, on_main
+
+
+class BadSampleLog:
+    """Names unusable samples in a file, once each, and stops the run when there are too many.
+
+    Args:
+        path: ``bad_samples.jsonl``; what an interrupted run wrote is kept.
+        allowed: More different samples than this stop the run.
+    """
+
+    def __init__(self, path: Path, allowed: int) -> None:
+        self.path = path
+        self.allowed = allowed
+        self._pending: list[BadSample] = []
+        self._seen: set[int] = set()
+        if path.exists():
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a torn last line is left out
+            self._seen = {json.loads(line)["sample_id"] for line in lines}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def note(self, bad_samples: list[BadSample]) -> None:
+        """Remember what this process met; nothing is written yet."""
+        self._pending += [bad for bad in bad_samples if bad.sample_id not in self._seen]
+
+    def record(self) -> None:
+        """Write down what any process met since the last call; all processes call it together.
+
+        Raises:
+            TrainingError: If there are more than allowed.
+        """
+        new = {bad.sample_id: bad for bad in gather_lists(self._pending)}
+        self._pending = []
+        new = {key: bad for key, bad in new.items() if key not in self._seen}
+        if not new:
+            return
+        self._seen |= new.keys()
+        lines = [json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in new.values()]
+        on_main(lambda: self._append("".join(lines)))
+        if len(self._seen) > self.allowed:
+            raise TrainingError(
+                f"{len(self._seen)} samples cannot be used, {self.allowed} are allowed "
+                f"(data.max_bad_fraction); they are named in {self.path}. "
+                "hive-vision data verify finds them all beforehand"
+            )
+
+    def _append(self, text: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)

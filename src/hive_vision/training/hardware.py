@@ -1,0 +1,92 @@
+"""What a recipe becomes on the machine at hand: micro-batches, precision, arguments."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from hive_vision.training.arguments import PretrainArguments, StageArguments
+from hive_vision.training.checkpoints import KEPT
+
+
+def split_batch(batch_size: int, micro_batch_size: int, world_size: int) -> tuple[int, int]:
+    """Split a global batch over devices and accumulation steps.
+
+    Args:
+        batch_size: Captions for one optimiser step.
+        micro_batch_size: At most so many at once on a device.
+        world_size: Number of processes.
+
+    Returns:
+        Micro-batch size and accumulation steps; their product times ``world_size`` is exactly
+        ``batch_size``.
+
+    Raises:
+        ValueError: If the devices do not divide the batch.
+    """
+    if batch_size % world_size:
+        raise ValueError(
+            f"batch_size is {batch_size} but there are {world_size} processes; "
+            "make it a multiple of them"
+        )
+    share = batch_size // world_size
+    micro = next(m for m in range(min(micro_batch_size, share), 0, -1) if share % m == 0)
+    return micro, share // micro
+
+
+def training_arguments(
+    arguments: PretrainArguments, stage: StageArguments, folder: Path, steps: int
+) -> TrainingArguments:
+    """Translate a stage of a recipe into transformers' arguments."""
+    micro, accumulation = split_batch(
+        stage.batch_size, arguments.micro_batch_size, PartialState().num_processes
+    )
+    precision = arguments.precision
+    if precision == "auto":
+        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if has_bfloat16 else "float32"
+    # With one process there is nothing to shard, and the same recipe runs.
+    sharded = arguments.sharding == "fsdp2" and PartialState().num_processes > 1
+    return TrainingArguments(
+        output_dir=str(folder),
+        report_to="none",
+        disable_tqdm=True,
+        seed=arguments.seed,
+        data_seed=arguments.seed,
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        dataloader_num_workers=arguments.data.num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        adam_beta1=stage.betas[0],
+        adam_beta2=stage.betas[1],
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        warmup_steps=stage.warmup,
+        logging_steps=arguments.log_every,
+        logging_nan_inf_filter=arguments.faults.on_divergence != "stop",
+        eval_strategy="steps" if arguments.evaluate_every else "no",
+        eval_steps=arguments.evaluate_every or None,
+        save_strategy="steps",
+        save_steps=arguments.save_every or steps,
+        save_total_limit=KEPT,
+        # Every trainable parameter gets a gradient in every step: what no loss reaches is frozen.
+        ddp_find_unused_parameters=False,
+        fsdp=True if sharded else None,
+        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if sharded else None,
+    )
+
+
+def peak_memory() -> int:
+    """Largest memory use of this process so far, in bytes: of the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

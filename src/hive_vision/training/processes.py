@@ -1,0 +1,74 @@
+"""What several processes have to agree on. With one process each of these is a plain call."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+T = TypeVar("T")
+
+# Building the miniature or tokenizing millions of captions happens on one process while the
+# others wait. Dead and stalled ranks are found by the watchdog, not by this limit.
+LONGEST_WAIT = timedelta(hours=3)
+
+
+def start_processes() -> PartialState:
+    """Join the other processes of ``torchrun`` or ``accelerate launch``, if there are any."""
+    if PartialState._shared_state:
+        return PartialState()
+    return PartialState(timeout=LONGEST_WAIT)
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Run a function on the main process only; its result, or its error, reaches all of them.
+
+    Args:
+        function: What to do, e.g. writing into the run folder.
+
+    Raises:
+        Exception: What the function raised, on every process.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:  # noqa: BLE001  raised again below, on every process
+            outcome[1] = error
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[no-any-return]
+
+
+def gather_lists(items: list[T]) -> list[T]:
+    """Concatenate the lists of all processes, in the order of their ranks."""
+    if PartialState().num_processes == 1:
+        return items
+    gathered: list[T] = gather_object(items)
+    return gathered
+
+
+def sum_over_processes(value: float) -> float:
+    """Add up a number over all processes."""
+    return _reduce(value, torch.distributed.ReduceOp.SUM)
+
+
+def max_over_processes(value: float) -> float:
+    """Find the largest of all processes' numbers."""
+    return _reduce(value, torch.distributed.ReduceOp.MAX)
+
+
+def _reduce(value: float, operation: Any) -> float:
+    state = PartialState()
+    if state.num_processes == 1:
+        return value
+    # Of float32's precision on devices without float64, which counts and losses do not need.
+    total = torch.tensor(value, dtype=torch.float32, device=state.device)
+    torch.distributed.all_reduce(total, operation)
+    return float(total)
