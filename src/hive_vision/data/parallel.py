@@ -1,0 +1,151 @@
+"""Long work over many images: in several processes, with progress and an ETA."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.data import DataLoader, Dataset
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+REPORTS = 10  # progress lines when there is no terminal
+WATCH_SECONDS = 0.2
+
+
+def processors() -> int:
+    """Give how many processors this process may use."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))  # what a job was given of the machine
+
+
+def row_ranges(count: int, size: int) -> list[range]:
+    """Cut ``count`` rows into ranges of ``size``; the last one may be shorter."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def work_through(
+    work: Callable[[range], T], ranges: Sequence[range], workers: int, title: str
+) -> Iterator[T]:
+    """Do ``work`` on every range of rows, in their order.
+
+    Args:
+        work: Gives one result for a range. It runs in another process, so it must pickle.
+        ranges: Rows.
+        workers: Processes; with one there is no other than this.
+        title: What is shown beside the progress.
+
+    Yields:
+        The results, in the order of the ranges.
+
+    Raises:
+        ValueError: Whatever ``work`` raises, as it was raised there.
+    """
+    loader = DataLoader(
+        _Work(work, ranges),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=0 if workers == 1 else min(workers, len(ranges)),
+        worker_init_fn=_end_with_parent,
+        generator=torch.Generator(),  # the global one stays as it is
+    )
+    with _progress(title, sum(map(len, ranges))) as advance:
+        for rows, result in zip(ranges, loader, strict=True):
+            if isinstance(result, Exception):
+                raise result
+            advance(len(rows))
+            yield result
+
+
+class _Work(Dataset[Any], Generic[T]):
+    """Ranges of rows as the samples of a DataLoader, which brings processes that are watched."""
+
+    def __init__(self, work: Callable[[range], T], ranges: Sequence[range]) -> None:
+        self.work = work
+        self.ranges = ranges
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __getitem__(self, index: int) -> T | Exception:
+        try:
+            return self.work(self.ranges[index])
+        except (ValueError, RuntimeError, OSError) as error:
+            return error  # raised there, it would come with a traceback inside its text
+
+
+def _as_it_is(result: T) -> T:
+    return result
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this process when the one that started it is gone, even by kill -9."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, some log lines elsewhere; gives what moves it on."""
+    console = Console(stderr=True)
+    if not (console.is_terminal and logger.isEnabledFor(logging.INFO)):
+        yield _Lines(title, total).advance
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class _Lines:
+    """A log line after each tenth of the work."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total = title, total
+        self.done = self.reported = 0
+        self.started = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Count; say so if it is time to."""
+        self.done += count
+        tenth = self.done * REPORTS // self.total
+        if tenth > self.reported:
+            self.reported = tenth
+            rate = self.done / max(time.monotonic() - self.started, 1e-9)
+            remaining = timedelta(seconds=round((self.total - self.done) / rate))
+            logger.info(
+                "%s  %d/%d images  %.0f/s  ETA %s",
+                *(self.title, self.done, self.total, rate, remaining),
+            )
