@@ -1,7 +1,6 @@
-"""Captioned images: loading, tokenizing, and what happens to samples that cannot be used."""
+"""Captions as token ids with their images, and what happens to samples that cannot be used."""
 
-import glob
-import logging
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,21 @@ from typing import TypedDict
 
 import datasets
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import Dataset
 
-logger = logging.getLogger(__name__)
+from hive_vision.data.images import UnusableImageError, decode_image
+from hive_vision.data.sampler import OrderedPart
+from hive_vision.data.sources import CaptionSource, combine_fingerprints
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 MIN_HELD_OUT = 32  # fewer say little, and one cannot be given another one's image
 SPLIT_SEED = 0  # the held-out part is the same for every method and run seed
+MAX_REPLACEMENTS = 100
+_TOKEN_FORMAT = "1"  # change it with what is stored: old files are cached on users' disks
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,10 @@ class BadSample:
     """A sample that could not be used, and what was taken instead.
 
     Attributes:
-        sample_id: Its row in the training part of the data.
+        sample_id: Its number in the training part of the data.
         source: The image file, or the row where images are embedded.
         reason: Why.
-        replaced_by: Row that was used instead.
+        replaced_by: Number of the sample that was used instead.
     """
 
     sample_id: int
@@ -45,140 +51,83 @@ class Caption(TypedDict):
     bad_samples: list[BadSample]
 
 
-def load_captioned_images(
-    source: str | Path,
-    image_column: str = "image",
-    caption_column: str = "caption",
-    validation: str | Path | None = None,
-    holdout: float = 0.02,
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Load training and held-out captions.
+def split_held_out(source: CaptionSource, holdout: float) -> tuple[CaptionSource, CaptionSource]:
+    """Split off held-out images with all their captions, always the same ones.
 
     Args:
-        source: A folder of images with ``metadata.jsonl``/``.csv``/``.parquet`` (the image-folder
-            convention of the datasets library), any other folder that ``load_dataset`` reads
-            (parquet, splits in subfolders), or a hub id.
-        image_column: Column with the images; an image folder always calls it ``image``.
-        caption_column: Column with the captions.
-        validation: Held-out data; if not given, the source's own ``validation`` split or a part
-            split off.
-        holdout: Share to split off when there is no held-out data; of small sets more, up to 32
-            samples or a fifth.
+        source: What to split.
+        holdout: Share of the images to split off; of small sets more, up to 32 or a fifth.
 
     Returns:
-        Training and held-out data with columns ``image`` (not decoded) and ``caption``.
+        Training part in the order of the source, and held-out part in a random order.
 
     Raises:
-        ValueError: If nothing is found, or a column is missing (those found are listed).
+        ValueError: If there are not enough images.
     """
-    splits = load_splits(source)
-    if validation is not None:
-        held_out = _choose_split(load_splits(validation), "validation", validation)
-        train = _choose_split(splits, "train", source)
-    elif "validation" in splits:
-        held_out = splits.pop("validation")
-        train = _choose_split(splits, "train", source)
-    else:
-        whole = _choose_split(splits, "train", source)
-        if len(whole) < 2:
-            raise ValueError(
-                f"{str(source)!r} has {len(whole)} samples; at least 2 are needed, "
-                "one of them is held out"
-            )
-        size = max(1, round(holdout * len(whole)), min(MIN_HELD_OUT, len(whole) // 5))
-        parts = whole.train_test_split(test_size=size, seed=SPLIT_SEED)
-        train, held_out = parts["train"], parts["test"]
-    columns = (image_column, caption_column)
-    return _keep_columns(train, *columns, source), _keep_columns(held_out, *columns, source)
-
-
-def load_splits(source: str | Path) -> datasets.DatasetDict:
-    """Load all splits of a folder or hub id.
-
-    Raises:
-        ValueError: If there is nothing to load.
-    """
-    path = Path(source)
-    if path.is_file():
+    if len(source) < 2:
         raise ValueError(
-            f"{str(source)!r} is a file; give the folder that holds images and metadata"
+            f"{source.name!r} has {len(source)} images; at least 2 are needed, one of them is "
+            "held out"
         )
-    try:
-        if any((path / name).is_file() for name in METADATA_FILES):
-            # All files: else a file named like a split ("train-station.png") would be the only one.
-            return datasets.load_dataset(
-                "imagefolder", data_files={"train": f"{glob.escape(str(path))}/**"}
-            )
-        return datasets.load_dataset(str(source))
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"no images found at {str(source)!r}: give a folder with images and one of "
-            f"{', '.join(METADATA_FILES)}, or a hub id ({reason})"
-        ) from error
-
-
-def _choose_split(
-    splits: datasets.DatasetDict, wanted: str, source: str | Path
-) -> datasets.Dataset:
-    """Take the split that is wanted, or the only one there is."""
-    if wanted not in splits and len(splits) != 1:
-        found = ", ".join(splits) or "only validation"
-        raise ValueError(f"{str(source)!r} has no split {wanted!r}; its splits: {found}")
-    chosen = splits[wanted] if wanted in splits else next(iter(splits.values()))
-    if len(chosen) == 0:
-        raise ValueError(f"the data set {str(source)!r} is empty")
-    return chosen
-
-
-def _keep_columns(
-    data: datasets.Dataset, image_column: str, caption_column: str, source: str | Path
-) -> datasets.Dataset:
-    for name, key in ((image_column, "image_column"), (caption_column, "caption_column")):
-        if name not in data.column_names:
-            raise ValueError(
-                f"{str(source)!r} has no column {name!r}; its columns are "
-                f"{', '.join(data.column_names)}: set data.{key}"
-            )
-    kind = data.features[caption_column]
-    if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
-        raise ValueError(
-            f"caption column {caption_column!r} of {str(source)!r} holds {kind}, not text"
-        )
-    data = data.select_columns([image_column, caption_column])
-    renamed = {image_column: "image", caption_column: "caption"}
-    data = data.rename_columns({old: new for old, new in renamed.items() if old != new})
-    return data.cast_column("image", datasets.Image(mode="RGB", decode=False))
+    size = max(1, round(holdout * len(source)), min(MIN_HELD_OUT, len(source) // 5))
+    if size >= len(source):
+        raise ValueError(f"holdout is {holdout}, which leaves no images to learn from")
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(source))
+    return source.select_images(np.sort(order[size:])), source.select_images(order[:size])
 
 
 class CaptionDataset(Dataset[Caption]):
-    """Captions as token ids with their images, bad ones replaced.
+    """The pairs of some sources as samples, bad ones replaced.
 
     An unreadable image or an empty caption is replaced by a sample that depends only on the
     bad one's row, so it is the same on every worker and rank, and it is reported with the
-    sample.
+    sample. Token ids are made once and then read from disk where they are needed.
 
     Args:
-        data: Columns ``image`` (not decoded) and ``caption``.
+        sources: Images with captions; P pairs together.
         encode: Captions to token ids, e.g. ``HiveProcessor.encode_captions``.
+        weights: Passes over each source in an epoch; one each if not given.
+        sample_ids: (P,) what to call the samples in reports; their rows if not given.
+        encoding: Identifies ``encode``, so that token ids of earlier runs can be used again;
+            if not given they are made anew and kept in memory.
     """
 
     def __init__(
-        self, data: datasets.Dataset, encode: Callable[[Sequence[str]], list[list[int]]]
+        self,
+        sources: Sequence[CaptionSource],
+        encode: Encode,
+        *,
+        weights: Sequence[float] | None = None,
+        sample_ids: NDArray[np.int64] | None = None,
+        encoding: str | None = None,
     ) -> None:
-        captions = [caption if caption else "" for caption in data["caption"]]
-        self.has_caption = np.array([bool(caption.strip()) for caption in captions], dtype=bool)
+        sizes = [len(source.captions) for source in sources]
+        self._first_rows = np.cumsum([0, *sizes]).tolist()
+        self.has_caption = np.concatenate([_has_text(source) for source in sources])
         if not self.has_caption.any():
-            raise ValueError(f"all {len(captions)} captions are empty")
-        token_ids = encode(captions)
-        self.lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-        self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        self._token_ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in token_ids])
-        self._images = data.select_columns(["image"])
-        self._decoder = datasets.Image(mode="RGB")
+            raise ValueError(f"all {len(self)} captions are empty")
+        self._images = [source.images for source in sources]
+        self._image_rows = np.concatenate([s.rows[s.image_rows] for s in sources])
+        self._sample_ids = np.arange(len(self)) if sample_ids is None else sample_ids
+        self._tokens = [_tokenize(source, encode, encoding) for source in sources]
+        self.lengths: NDArray[np.int64] = np.concatenate(
+            [
+                pc.list_value_length(tokens.data.column("input_ids")).to_numpy().astype(np.int64)
+                for tokens in self._tokens
+            ]
+        )
+        self.parts = [
+            OrderedPart(len(source.captions), weight, _shards_of_pairs(source))
+            for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
+        ]
 
     def __len__(self) -> int:
-        return len(self._images)
+        return int(self._first_rows[-1])
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples in an epoch, with the weights of the sources."""
+        return sum(part.per_epoch for part in self.parts)
 
     def __getitem__(self, index: int) -> Caption:
         """Read sample ``index``, or its replacement.
@@ -186,34 +135,79 @@ class CaptionDataset(Dataset[Caption]):
         Raises:
             ValueError: If not even one of 100 replacements can be used.
         """
-        bad: list[tuple[int, str, str]] = []
-        replacements = np.random.default_rng(index)
-        candidate = int(index)
-        for _ in range(100):
-            stored = self._images[candidate]["image"]
+        row = int(index)
+        try:
+            return self._read(row, [])
+        except _UnusableSampleError as error:
+            bad = [error]
+        replacements = np.random.default_rng(row)
+        for _ in range(MAX_REPLACEMENTS - 1):
             try:
-                if not self.has_caption[candidate]:
-                    raise ValueError("empty caption")
-                if stored is None:
-                    raise ValueError("no image")
-                image = self._decoder.decode_example(stored)
-            except Exception as error:  # noqa: BLE001  a damaged file can make a decoder raise any
-                source = (stored or {}).get("path") or f"row {candidate}"
-                reason = (
-                    "cannot identify image"
-                    if isinstance(error, UnidentifiedImageError)
-                    else str(error)
-                )
-                bad.append((candidate, source, f"{type(error).__name__}: {reason}"))
-                candidate = int(replacements.integers(len(self)))
-                continue
-            first, last = self._offsets[candidate : candidate + 2]
-            return Caption(
-                image=image,
-                input_ids=self._token_ids[first:last].tolist(),
-                sample_id=candidate,
-                bad_samples=[BadSample(*entry, replaced_by=candidate) for entry in bad],
-            )
+                return self._read(int(replacements.integers(len(self))), bad)
+            except _UnusableSampleError as error:
+                bad.append(error)
         raise ValueError(
-            f"sample {index} and 99 replacements cannot be used; the last one: {bad[-1][2]}"
+            f"sample {index} and {MAX_REPLACEMENTS - 1} replacements cannot be used; the last "
+            f"one: {bad[-1].reason}"
         )
+
+    def _read(self, row: int, bad: "list[_UnusableSampleError]") -> Caption:
+        """Read a sample that takes the place of those that could not be used."""
+        part = bisect_right(self._first_rows, row) - 1
+        images, image_row = self._images[part], int(self._image_rows[row])
+        name = None
+        try:
+            stored = images.read(image_row)
+            name = stored["path"]
+            if not self.has_caption[row]:
+                raise UnusableImageError("empty caption")
+            image = decode_image(stored)
+        except (UnusableImageError, OSError) as error:
+            name = name or images.name(image_row)
+            raise _UnusableSampleError(int(self._sample_ids[row]), name, str(error)) from error
+        tokens = self._tokens[part].data.column("input_ids")[row - self._first_rows[part]]
+        sample_id = int(self._sample_ids[row])
+        return Caption(
+            image=image,
+            input_ids=tokens.values.to_numpy().tolist(),
+            sample_id=sample_id,
+            bad_samples=[BadSample(e.sample_id, e.source, e.reason, sample_id) for e in bad],
+        )
+
+
+class _UnusableSampleError(Exception):
+    def __init__(self, sample_id: int, source: str, reason: str) -> None:
+        super().__init__(reason)
+        self.sample_id = sample_id
+        self.source = source
+        self.reason = reason
+
+
+def _has_text(source: CaptionSource) -> NDArray[np.bool_]:
+    stripped = pc.utf8_trim_whitespace(pc.fill_null(source.captions, ""))
+    has_text: NDArray[np.bool_] = pc.not_equal(stripped, "").to_numpy()
+    return has_text
+
+
+def _shards_of_pairs(source: CaptionSource) -> NDArray[np.int64] | None:
+    return None if source.shards is None else source.shards[source.image_rows]
+
+
+def _tokenize(source: CaptionSource, encode: Encode, encoding: str | None) -> datasets.Dataset:
+    """Make token ids of a source's captions, or find those that an earlier run has made."""
+    cache_file = None
+    if encoding is not None:
+        key = combine_fingerprints(_TOKEN_FORMAT, source.fingerprint, encoding)
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "hive-vision"
+        folder.mkdir(parents=True, exist_ok=True)
+        cache_file = str(folder / f"tokens-{key}.arrow")
+    return source.pairs.map(
+        lambda batch: {"input_ids": encode([caption or "" for caption in batch["caption"]])},
+        batched=True,
+        remove_columns=["image_row", "caption"],
+        features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}),
+        cache_file_name=cache_file,
+        load_from_cache_file=cache_file is not None,
+        new_fingerprint=source.fingerprint,
+        desc="tokenizing captions",
+    )

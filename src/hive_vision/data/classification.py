@@ -4,7 +4,7 @@ from pathlib import Path
 
 import datasets
 
-from hive_vision.data.captions import load_splits
+from hive_vision.data.sources import load_splits
 
 
 def load_classification(

@@ -186,8 +186,9 @@ class ShardImages:
     def read(self, row: int) -> StoredImage:
         """Read one, not decoded."""
         start, size = (self._index.data.column(name)[row].as_py() for name in ("offset", "size"))
-        file = self._file(int(self.shards[row]))
-        return StoredImage(path=None, bytes=os.pread(file.fileno(), size, start))
+        shard = int(self.shards[row])
+        content = os.pread(self._file(shard).fileno(), size, start)
+        return StoredImage(path=f"{self._paths[shard]}/{self.name(row)}", bytes=content)
 
     def name(self, row: int) -> str:
         """The file's name in its shard."""

@@ -361,6 +361,11 @@ def choose_split(splits: Any, wanted: str, source: str | Path) -> Any:
     return chosen
 
 
+def combine_fingerprints(*fingerprints: str) -> str:
+    """Make one fingerprint of several, which depends on their order."""
+    return _hash(*(fingerprint.encode() for fingerprint in fingerprints))
+
+
 def _name(source: Source, split: str) -> str:
     return source.path if split == "train" else f"{source.path}:{split}"
 

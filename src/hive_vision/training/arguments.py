@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hive_vision.data.sources import Source
 from hive_vision.training.foundations import MiniatureSettings
 
 Method = Literal["hive", "cascaded", "sa", "base"]
@@ -58,26 +59,52 @@ class DataArguments:
     """Captioned images.
 
     Args:
-        train: Folder with images and metadata.jsonl/.csv/.parquet, or a hub id.
-        validation: Held-out data; split off from train if null and train has no validation split.
-        image_column: Column with the images.
-        caption_column: Column with the captions.
-        holdout: Share split off when there is no held-out data.
+        train: Folder, file or hub id (see docs/data.md); or a source with keys of its own (path,
+            images, format, split, image_column, caption_column, weight); or a list of such
+            sources, a mixture.
+        validation: Held-out data, given like train; split off from train if null and train has no
+            validation split.
+        image_column: Column with the images, where train and validation are plain paths.
+        caption_column: Column with the captions, where train and validation are plain paths.
+        holdout: Share of the images split off when there is no held-out data.
         max_held_out: At most this many held-out samples are used.
+        quarantine: File with samples to leave out, as hive-vision data verify writes it.
         max_text_tokens: Longer captions are cut, keeping the end token (the paper's 77).
         max_bad_fraction: More unusable samples than this share of the data stop the run.
         num_workers: Processes that read images beside the trainer.
     """
 
-    train: str
-    validation: str | None = None
+    train: str | Source | list[Source]
+    validation: str | Source | list[Source] | None = None
     image_column: str = "image"
     caption_column: str = "caption"
     holdout: float = 0.02
     max_held_out: int = 512
+    quarantine: str | None = None
     max_text_tokens: int = 77
     max_bad_fraction: float = 0.01
     num_workers: int = 0
+
+    def train_sources(self) -> list[Source]:
+        """What to learn from.
+
+        Raises:
+            ValueError: If the list is empty.
+        """
+        sources = self._sources(self.train)
+        if not sources:
+            raise ValueError("data.train is an empty list; give at least one source")
+        return sources
+
+    def validation_sources(self) -> list[Source]:
+        """What to judge by; empty if it is to be found in the training sources."""
+        return [] if self.validation is None else self._sources(self.validation)
+
+    def _sources(self, given: str | Source | list[Source]) -> list[Source]:
+        if isinstance(given, str):
+            image, caption = self.image_column, self.caption_column
+            return [Source(given, image_column=image, caption_column=caption)]
+        return [given] if isinstance(given, Source) else given
 
 
 @dataclass

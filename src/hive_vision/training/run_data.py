@@ -1,9 +1,23 @@
 """The data of a run: from a recipe's ``data`` section to captions with token ids."""
 
+import hashlib
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from hive_vision.data.captions import CaptionDataset, load_captioned_images
+import numpy as np
+from accelerate import PartialState
+from numpy.typing import NDArray
+
+from hive_vision.data.captions import CaptionDataset, split_held_out
+from hive_vision.data.quarantine import read_quarantine, usable_pairs
+from hive_vision.data.sources import (
+    CaptionSource,
+    choose_split,
+    combine_fingerprints,
+    open_source,
+)
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.training.arguments import DataArguments
 
@@ -18,11 +32,67 @@ class RunData:
         train: Captions to learn from.
         held_out: Captions to judge by.
         fingerprint: Changes when the captions to learn from, or their images, change.
+        samples: Samples in an epoch: pairs to learn from, with the weights of a mixture.
+        excluded: Pairs to learn from that are left out, being in quarantine.
     """
 
     train: CaptionDataset
     held_out: CaptionDataset
     fingerprint: str
+    samples: int
+    excluded: int
+
+
+@dataclass(frozen=True)
+class DataParts:
+    """All sources of a recipe, nothing left out yet.
+
+    Attributes:
+        train: Parts to learn from.
+        weights: Passes over each of them in an epoch.
+        held_out: Parts to judge by. One that was split off has the name of its source, and
+            ``rows`` of a part are the images' rows in the whole source.
+        fingerprint: Of all of it; what a quarantine file is about.
+    """
+
+    train: list[CaptionSource]
+    weights: list[float]
+    held_out: list[CaptionSource]
+    fingerprint: str
+
+
+def open_parts(data: DataArguments) -> DataParts:
+    """Open the sources of a recipe and set held-out images aside.
+
+    Args:
+        data: The recipe's ``data`` section.
+
+    Raises:
+        ValueError: If nothing is found, or columns or splits are missing.
+    """
+    train, held_out, fingerprints = [], [], []
+    names: set[str] = set()
+    for source in data.train_sources():
+        splits = open_source(source)
+        own = splits.pop("validation", None) if source.split is None else None
+        whole = _named(choose_split(splits, source.split or "train", source.path), names)
+        fingerprints.append(whole.fingerprint)
+        if data.validation is not None:
+            train.append(whole)
+        elif own is not None:
+            train.append(whole)
+            held_out.append(_named(own, names))
+            fingerprints.append(own.fingerprint)
+        else:
+            rest, split_off = split_held_out(whole, data.holdout)
+            train.append(rest)
+            held_out.append(split_off)
+    for source in data.validation_sources():
+        whole = choose_split(open_source(source), source.split or "validation", source.path)
+        held_out.append(_named(whole, names))
+        fingerprints.append(whole.fingerprint)
+    weights = [source.weight for source in data.train_sources()]
+    return DataParts(train, weights, held_out, combine_fingerprints(*fingerprints))
 
 
 def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
@@ -33,15 +103,86 @@ def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
         processor: Holds the tokenizer.
 
     Raises:
-        ValueError: If nothing is found, or columns are missing.
+        ValueError: If nothing is found, columns are missing, or nothing is left.
     """
-    train, held_out = load_captioned_images(
-        data.train, data.image_column, data.caption_column, data.validation, data.holdout
+    # The first process fills the caches, the others find them.
+    with PartialState().local_main_process_first():
+        parts = open_parts(data)
+        quarantine = {}
+        if data.quarantine is not None:
+            quarantine = read_quarantine(data.quarantine, parts.fingerprint)
+        usable = [usable_pairs(part, quarantine) for part in parts.train]
+        sources = [_select(part, rows) for part, rows in zip(parts.train, usable, strict=True)]
+        judges = [_select(part, usable_pairs(part, quarantine)) for part in parts.held_out]
+        judges = _at_most(data.max_held_out, judges)
+        for purpose, chosen in (("learn from", sources), ("judge by", judges)):
+            if not any(len(source.captions) for source in chosen):
+                raise ValueError(f"there are no captions to {purpose} in {_names(parts.train)}")
+        encode, encoding = processor.encode_captions, _encoding(processor)
+        kept = np.concatenate(usable)
+        train = CaptionDataset(
+            sources,
+            encode,
+            weights=parts.weights,
+            sample_ids=np.flatnonzero(kept),
+            encoding=encoding,
+        )
+        held_out = CaptionDataset(judges, encode, encoding=encoding)
+    excluded = int(len(kept) - kept.sum())
+    logger.info(
+        "%s: %d captions to learn from, %d held out, %d in quarantine",
+        *(_names(sources), len(train), len(held_out), excluded),
     )
-    held_out = held_out.select(range(min(len(held_out), data.max_held_out)))
-    logger.info("%s: %d captions to learn from, %d held out", data.train, len(train), len(held_out))
-    return RunData(
-        CaptionDataset(train, processor.encode_captions),
-        CaptionDataset(held_out, processor.encode_captions),
-        fingerprint=train._fingerprint,
+    fingerprint = combine_fingerprints(
+        *(source.fingerprint for source in sources), *map(str, parts.weights)
     )
+    return RunData(train, held_out, fingerprint, train.epoch_size, excluded)
+
+
+def _select(source: CaptionSource, usable: NDArray[np.bool_]) -> CaptionSource:
+    return source if usable.all() else source.select_pairs(np.flatnonzero(usable))
+
+
+def _named(source: CaptionSource, names: set[str]) -> CaptionSource:
+    """Give a source that is used twice a name of its own."""
+    name, number = source.name, 1
+    while name in names:
+        number += 1
+        name = f"{source.name} ({number})"
+    names.add(name)
+    return replace(source, name=name)
+
+
+def _names(sources: list[CaptionSource]) -> str:
+    return ", ".join(source.name for source in sources)
+
+
+def _at_most(limit: int, sources: list[CaptionSource]) -> list[CaptionSource]:
+    """Cut held-out sources, each by the same share, to some number of pairs together."""
+    sizes = np.array([len(source.captions) for source in sources])
+    if sizes.sum() <= limit:
+        return sources
+    ends = np.round(np.cumsum([0, *sizes]) * (limit / sizes.sum())).astype(int)
+    return [
+        source.select_pairs(np.arange(size))
+        for source, size in zip(sources, np.diff(ends), strict=True)
+        if size
+    ]
+
+
+def _encoding(processor: HiveProcessor) -> str:
+    """Identify how captions become token ids, by the tokenizer's content."""
+    tokenizer: Any = processor.tokenizer
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content |= {"truncation": None, "padding": None}  # of its last call
+    else:
+        content = sorted(tokenizer.get_vocab().items())
+    facts = {
+        "content": content,
+        "class": type(tokenizer).__name__,
+        "start": processor.start_token_id,
+        "end": tokenizer.eos_token_id,
+        "max_text_tokens": processor.max_text_tokens,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
