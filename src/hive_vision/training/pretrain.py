@@ -159,7 +159,7 @@ class Job:
         chosen = {}
         for name, stage in self.arguments.stages.items():
             try:
-                if stage.steps(len(self.train_data)) == 0:
+                if stage.steps(self.data.samples) == 0:
                     continue
                 split_batch(stage.batch_size, self.arguments.micro_batch_size, world_size)
             except ValueError as error:
@@ -244,7 +244,7 @@ class Job:
         folder = self.run.stage(name)
         trainer = HiveTrainer(
             self.model,
-            training_arguments(self.arguments, stage, folder, stage.steps(len(self.train_data))),
+            training_arguments(self.arguments, stage, folder, stage.steps(self.data.samples)),
             parts=parts,
             train_data=self.train_data,
             held_out=self.held_out,
@@ -279,7 +279,7 @@ class Job:
         return result
 
     def _length(self, stage: StageArguments) -> tuple[int, int]:
-        return stage.steps(len(self.train_data)), stage.batch_size
+        return stage.steps(self.data.samples), stage.batch_size
 
     def _roll_back(self, name: str, folder: Path, step: int) -> None:
         checkpoint = on_main(lambda: last_checkpoint(folder))
@@ -326,7 +326,7 @@ class Job:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         result = {
             "name": name,
-            "steps": stage.steps(len(self.train_data)),
+            "steps": stage.steps(self.data.samples),
             "seconds_per_step": progress.seconds_per_step,
             "trained_parameters": sum(p.size for p in parts if p.learning_rate is not None),
             **losses,

@@ -105,6 +105,7 @@ class HiveTrainer(Trainer):
             batch_size=batch_size,
             num_batches=self.args.max_steps,
             seed=self.args.data_seed,
+            parts=self.train_dataset.parts,
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
