@@ -1,5 +1,6 @@
 """hive-vision data: build shards, verify what cannot be used, show what a model is given."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,11 @@ def _build(arguments: list[str]) -> None:
         )
     path, output = positions
     values = _parse([argument for argument in arguments if "=" in argument])
-    settings = BuildSettings(**{key: values.pop(key) for key in _fields(BuildSettings)})
+    of_settings = {field.name for field in dataclasses.fields(BuildSettings)}
+    settings = BuildSettings(**{key: values.pop(key) for key in of_settings})
     source = Source(path=path, **values)
+    if Path(output).resolve().is_relative_to(Path(path).resolve()):
+        raise ValueError(f"OUTPUT {output!r} is inside SOURCE {path!r}; choose a folder beside it")
     splits = open_source(source)
     chosen = choose_split(splits, source.split or "train", path)
     others = [name for name, split in splits.items() if split is not chosen]
@@ -129,29 +133,19 @@ def _build_parser() -> Any:
     return parser
 
 
-def _fields(kind: type) -> list[str]:
-    import dataclasses
-
-    return [field.name for field in dataclasses.fields(kind)]
-
-
 def _parse(overrides: list[str]) -> dict[str, Any]:
     """Type the keys of ``data build``."""
-    from hive_vision.data.build import BuildSettings
-    from hive_vision.data.sources import Source
-
-    known = [*_fields(BuildSettings), *_fields(Source)]
-    known = [key for key in known if key not in ("path", "weight")]
-    for override in overrides:
-        key = override.removeprefix("--").partition("=")[0]
+    parser = _build_parser()
+    known = list(vars(parser.get_defaults()))
+    flags = [f"--{override.removeprefix('--')}" for override in overrides]
+    for flag in flags:
+        key = flag.removeprefix("--").partition("=")[0]
         if key not in known:
             raise ValueError(unknown_name("key of data build", key, known))
-    parser = _build_parser()
     try:
-        parsed = parser.parse_args([f"--{override.removeprefix('--')}" for override in overrides])
+        return dict(vars(parser.parse_args(flags)))
     except Exception as error:
         raise ValueError(" ".join(str(error).split())) from error
-    return {key: parsed[key] for key in known}
 
 
 def _recipe_help(text: str) -> str:
@@ -161,8 +155,74 @@ def _recipe_help(text: str) -> str:
 
 
 def _verify(arguments: list[str]) -> None:
-    raise ValueError("not yet")
+    from rich.console import Console
+
+    from hive_vision.data.parallel import processors
+    from hive_vision.reporting.data_checks import data_table, problem_lines
+    from hive_vision.studies.data_checks import verify_data
+    from hive_vision.training.recipes import load_recipe
+
+    recipe, *overrides = arguments
+    workers = _take_number(overrides, "workers", processors())
+    file = _take(overrides, "quarantine")
+    settings = load_recipe(recipe, overrides)
+    quarantine = Path(file or f"{settings.output.rstrip('/')}.quarantine.jsonl")
+    summary = verify_data(settings, quarantine, workers)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(data_table(summary))
+    problems = summary["problems"]
+    lines = ["everything can be used"]
+    if problems:
+        lines = [f"{len(problems):,} cannot be used:", *problem_lines(problems)]
+        lines.append(f"leave them out of a run with data.quarantine={quarantine}")
+    lines.append(f"summary: {quarantine.with_suffix('.json')}")
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _show(arguments: list[str]) -> None:
-    raise ValueError("not yet")
+    from rich.console import Console
+
+    from hive_vision.reporting.data_checks import share_line, token_line
+    from hive_vision.studies.data_checks import first_batches
+    from hive_vision.training.recipes import load_recipe
+
+    recipe, *overrides = arguments
+    count = _take_number(overrides, "samples", 8)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    colour = console.color_system is not None and not console.no_color
+    everything = []
+    for batch in first_batches(load_recipe(recipe, overrides), count):
+        shape = " x ".join(map(str, batch.pixel_values))
+        console.print(f"micro-batch: images {shape}", style="bold", markup=False)
+        for sample in batch.samples:
+            everything += sample.tokens
+            width, height = sample.size
+            console.print(
+                f"\nsample {sample.number}  {sample.image}  {width} x {height} pixels", markup=False
+            )
+            for replaced in sample.replaces:
+                console.print(f"  in place of {replaced}", markup=False, style="yellow")
+            console.print(token_line(sample.tokens, colour))
+            console.print(f"  {share_line(sample.tokens)}", style="dim", markup=False)
+        console.print()
+    learned = "green" if colour else "in [brackets]"
+    console.print(f"all shown: {share_line(everything)}", markup=False)
+    console.print(f"learned tokens are {learned}", markup=False)
+
+
+def _take(overrides: list[str], key: str) -> str | None:
+    """Take an option of the command from among the overrides of the recipe."""
+    values = [override for override in overrides if override.startswith(f"{key}=")]
+    for override in values:
+        overrides.remove(override)
+    return values[-1].partition("=")[2] if values else None
+
+
+def _take_number(overrides: list[str], key: str, default: int) -> int:
+    value = _take(overrides, key)
+    if value is None:
+        return default
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{key} is {value!r}; give a whole number from 1")
+    return int(value)

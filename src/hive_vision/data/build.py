@@ -24,6 +24,7 @@ from PIL import Image
 
 from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
 from hive_vision.data.parallel import processors, row_ranges, work_through
+from hive_vision.data.quarantine import write_quarantine
 from hive_vision.data.shards import INDEX, INDEX_FEATURES
 from hive_vision.data.sources import CaptionSource
 from hive_vision.folders import (
@@ -157,21 +158,13 @@ def _check_settings(chosen: dict[str, Any], found: dict[str, Any], what: str) ->
 def _finish(writer: "ShardWriter", ranges: list[range], chosen: dict[str, Any]) -> dict[str, Any]:
     """Write what stands beside the shards, then the manifest."""
     source, folder = writer.source, writer.folder
-    images = captions = unusable = 0
-    shards = {}
-    content = hashlib.sha256()
-    heading = {"fingerprint": source.fingerprint, "samples": len(source.captions)}
-    with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
-        quarantine.write(json.dumps(heading) + "\n")
-        for rows in ranges:
-            record = writer.record(rows)
-            images += record["images"]
-            captions += record["captions"]
-            unusable += len(record["unusable"])
-            shards[record["file"]] = record["sha256"]
-            content.update(record["sha256"].encode())
-            for line in record["unusable"]:
-                quarantine.write(json.dumps({"source": source.name, **line}) + "\n")
+    # Without the indices: millions of captions are not held at once.
+    records = [{**writer.record(rows), "index": None} for rows in ranges]
+    images, captions = (sum(record[key] for record in records) for key in ("images", "captions"))
+    unusable = [{"source": source.name, **line} for r in records for line in r["unusable"]]
+    shards = {record["file"]: record["sha256"] for record in records}
+    content = hashlib.sha256("".join(shards.values()).encode())
+    write_quarantine(folder / QUARANTINE, source.fingerprint, len(source.captions), unusable)
     if images == 0:
         raise ValueError(f"none of the {len(source)} images of {source.name!r} can be read")
     match writer.settings.to:
@@ -190,7 +183,7 @@ def _finish(writer: "ShardWriter", ranges: list[range], chosen: dict[str, Any]) 
         fingerprint=content.hexdigest(),
         images=images,
         captions=captions,
-        unusable=unusable,
+        unusable=len(unusable),
         shards=list(shards),
     )
     for name, expected in shards.items():

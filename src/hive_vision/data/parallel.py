@@ -42,7 +42,11 @@ def row_ranges(count: int, size: int) -> list[range]:
 
 
 def work_through(
-    work: Callable[[range], T], ranges: Sequence[range], workers: int, title: str
+    work: Callable[[range], T],
+    ranges: Sequence[range],
+    workers: int,
+    title: str,
+    unit: str = "images",
 ) -> Iterator[T]:
     """Do ``work`` on every range of rows, in their order.
 
@@ -51,6 +55,7 @@ def work_through(
         ranges: Rows.
         workers: Processes; with one there is no other than this.
         title: What is shown beside the progress.
+        unit: What the rows are.
 
     Yields:
         The results, in the order of the ranges.
@@ -66,7 +71,7 @@ def work_through(
         worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # the global one stays as it is
     )
-    with _progress(title, sum(map(len, ranges))) as advance:
+    with _progress(title, unit, sum(map(len, ranges))) as advance:
         for rows, result in zip(ranges, loader, strict=True):
             if isinstance(result, Exception):
                 raise result
@@ -108,17 +113,17 @@ def _end_with_parent(worker: int) -> None:
 
 
 @contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(title: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, some log lines elsewhere; gives what moves it on."""
     console = Console(stderr=True)
     if not (console.is_terminal and logger.isEnabledFor(logging.INFO)):
-        yield _Lines(title, total).advance
+        yield _Lines(title, unit, total).advance
         return
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("images"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
@@ -132,8 +137,8 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 class _Lines:
     """A log line after each tenth of the work."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total = title, total
+    def __init__(self, title: str, unit: str, total: int) -> None:
+        self.title, self.unit, self.total = title, unit, total
         self.done = self.reported = 0
         self.started = time.monotonic()
 
@@ -146,6 +151,6 @@ class _Lines:
             rate = self.done / max(time.monotonic() - self.started, 1e-9)
             remaining = timedelta(seconds=round((self.total - self.done) / rate))
             logger.info(
-                "%s  %d/%d images  %.0f/s  ETA %s",
-                *(self.title, self.done, self.total, rate, remaining),
+                "%s  %d/%d %s  %.0f/s  ETA %s",
+                *(self.title, self.done, self.total, self.unit, rate, remaining),
             )

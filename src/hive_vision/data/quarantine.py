@@ -9,7 +9,7 @@ is about; each other line names a sample, the whole image if ``caption`` is null
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hive_vision.data.sources import CaptionSource
+from hive_vision.folders import write_text
 
 _CAPTIONS = 2**20  # more than any image has
 
@@ -59,6 +60,22 @@ def read_quarantine(path: str | Path, fingerprint: str) -> dict[str, list[dict[s
             f"have {fingerprint[:12]}); write it again with hive-vision data verify"
         )
     return entries
+
+
+def write_quarantine(
+    path: str | Path, fingerprint: str, samples: int, entries: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write a quarantine file.
+
+    Args:
+        path: The file.
+        fingerprint: Of the data that it is about.
+        samples: Pairs of the data.
+        entries: ``source``, ``row``, ``image``, ``caption`` and ``reason`` of each sample.
+    """
+    lines = [{"fingerprint": fingerprint, "samples": samples}, *entries]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(Path(path), text)
 
 
 def usable_pairs(

@@ -1,0 +1,219 @@
+"""The data of a recipe before it is trained on: what cannot be used, and what a model is given."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hive_vision.data.collators import CaptionCollator
+from hive_vision.data.quarantine import write_quarantine
+from hive_vision.data.sampler import LengthBucketedSampler
+from hive_vision.data.sources import CaptionSource
+from hive_vision.data.verification import Inspection, caption_lengths, inspect_source, summarise
+from hive_vision.folders import write_json
+from hive_vision.models.backbones import load_config
+from hive_vision.models.processing import HiveProcessor
+from hive_vision.models.self_attention_baseline import (
+    IMAGE_TOKEN,
+    SelfAttentionForConditionalGeneration,
+)
+from hive_vision.training.arguments import PretrainArguments, StageArguments
+from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.hardware import split_batch
+from hive_vision.training.run_data import load_run_data, open_parts
+
+logger = logging.getLogger(__name__)
+
+NOT_CUT = 2**20  # tokens; no caption is as long
+LEARNED, READ, PADDING = "learned", "read", "padding"
+
+
+def verify_data(arguments: PretrainArguments, quarantine: Path, workers: int) -> dict[str, Any]:
+    """Decode all images of a recipe and measure its captions.
+
+    Args:
+        arguments: The recipe.
+        quarantine: File to write; the summary is written beside it as ``.json``.
+        workers: Processes.
+
+    Returns:
+        The summary, with ``problems``, the lines of the quarantine file.
+
+    Raises:
+        ValueError: If the data cannot be found at all.
+    """
+    if arguments.miniature is not None:
+        ensure_miniature(arguments.miniature)
+    parts = open_parts(arguments.data)
+    processor = _processor(arguments, NOT_CUT)
+    summary: dict[str, Any] = {"fingerprint": parts.fingerprint, "quarantine": str(quarantine)}
+    found: dict[str, Inspection] = {}
+    for purpose, sources in (("train", parts.train), ("held_out", parts.held_out)):
+        inspections, lengths = [], [np.empty(0, dtype=np.int64)]
+        for source in sources:
+            title = f"{source.name} ({purpose.replace('_', '-')})"
+            lengths.append(caption_lengths(source, processor.encode_captions, title))
+            inspections.append(inspect_source(source, workers, title))
+        found[purpose] = Inspection.join(inspections)
+        summary[purpose] = summarise(
+            found[purpose], np.concatenate(lengths), arguments.data.max_text_tokens
+        )
+    shared = np.isin(found["held_out"].image_hashes, found["train"].image_hashes)
+    summary["held_out_images_in_train"] = int(shared.sum())
+    problems = [problem for part in found.values() for problem in part.problems]
+    captions = sum(part.captions for part in found.values())
+    quarantine.parent.mkdir(parents=True, exist_ok=True)
+    write_quarantine(quarantine, parts.fingerprint, captions, problems)
+    write_json(quarantine.with_suffix(".json"), summary)
+    return {**summary, "problems": problems}
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """A sample as a model is given it.
+
+    Attributes:
+        number: Of the sample, as in bad_samples.jsonl.
+        image: What its source calls the image.
+        size: Width and height of the image before the encoder's processor.
+        tokens: Text of each token and what it is there for: learned, read or padding.
+        replaces: Bad samples that it stands for, with the reason.
+    """
+
+    number: int
+    image: str
+    size: tuple[int, int]
+    tokens: list[tuple[str, str]]
+    replaces: list[str]
+
+
+@dataclass(frozen=True)
+class ShownBatch:
+    """A micro-batch, or the first samples of it.
+
+    Attributes:
+        pixel_values: Shape of the images for the encoder.
+        samples: Its samples.
+    """
+
+    pixel_values: tuple[int, ...]
+    samples: list[ShownSample]
+
+
+def first_batches(arguments: PretrainArguments, count: int) -> Iterator[ShownBatch]:
+    """Make the first batches of a run, as its trainer makes them in one process.
+
+    Args:
+        arguments: The recipe.
+        count: How many samples are wanted.
+
+    Raises:
+        ValueError: If data, models or recipe do not fit together.
+    """
+    if arguments.miniature is not None:
+        ensure_miniature(arguments.miniature)
+    processor = _processor(arguments, arguments.data.max_text_tokens)
+    data = load_run_data(arguments.data, processor)
+    sources = open_parts(arguments.data).train
+    collator = CaptionCollator(
+        processor.image_processor,
+        processor.tokenizer.pad_token_id,
+        _image_tokens(arguments, processor),
+    )
+    stage = _first_stage(arguments, data.samples)
+    micro, _ = split_batch(stage.batch_size, arguments.micro_batch_size, 1)
+    sampler = LengthBucketedSampler(
+        data.train.lengths,
+        batch_size=stage.batch_size,
+        num_batches=-(-count // stage.batch_size),
+        seed=arguments.seed,
+        parts=data.train.parts,
+    )
+    rows = iter(sampler)
+    while count > 0:
+        samples = [data.train[row] for row in islice(rows, micro)]
+        batch = collator(samples)
+        shown = []
+        for place, sample in enumerate(samples[:count]):
+            number = sample["sample_id"]
+            shown.append(
+                ShownSample(
+                    number,
+                    _image_name(sources, number),
+                    sample["image"].size,
+                    _tokens(processor, batch, place),
+                    [f"{bad.source}: {bad.reason}" for bad in sample["bad_samples"]],
+                )
+            )
+        yield ShownBatch(tuple(batch["pixel_values"].shape), shown)
+        count -= len(shown)
+
+
+def _processor(arguments: PretrainArguments, max_text_tokens: int) -> HiveProcessor:
+    model = arguments.model
+    return HiveProcessor.from_backbones(
+        model.vision, model.language, max_text_tokens=max_text_tokens
+    )
+
+
+def _first_stage(arguments: PretrainArguments, samples: int) -> StageArguments:
+    """The first stage that has steps to do."""
+    stages = list(arguments.stages.values())
+    return next((stage for stage in stages if stage.steps(samples) > 0), stages[0])
+
+
+def _image_tokens(arguments: PretrainArguments, processor: HiveProcessor) -> tuple[int, ...]:
+    """The placeholder tokens of method sa; no weights are loaded to count them."""
+    if arguments.method != "sa":
+        return ()
+    tokenizer = processor.tokenizer
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    placeholder = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    configs = (
+        load_config(arguments.model.vision, "vision"),
+        load_config(arguments.model.language, "language"),
+    )
+    with torch.device("meta"):
+        model = SelfAttentionForConditionalGeneration.from_backbones(
+            *configs, image_token_id=placeholder
+        )
+    return (placeholder,) * int(model.config.image_seq_length)
+
+
+def _image_name(sources: list[CaptionSource], number: int) -> str:
+    """Name of a sample's image; samples are numbered through all sources."""
+    for source in sources:
+        if number < len(source.captions):
+            return source.image_name(int(source.image_rows[number]))
+        number -= len(source.captions)
+    raise AssertionError(number)
+
+
+def _tokens(
+    processor: HiveProcessor, batch: dict[str, Tensor], place: int
+) -> list[tuple[str, str]]:
+    """Text and use of each token of a sample in a batch."""
+    rows = (batch[name][place].tolist() for name in ("input_ids", "attention_mask", "labels"))
+    tokens = []
+    for token, attended, label in zip(*rows, strict=True):
+        use = PADDING if not attended else READ if label < 0 else LEARNED
+        tokens.append((token_text(processor.tokenizer, token), use))
+    return tokens
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Write a token so that its spaces can be seen: ``·red``."""
+    stored: str = tokenizer.convert_ids_to_tokens(token)
+    text: str = tokenizer.decode([token])
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        return stored  # a part of a character
+    if stored.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" "):
+        text = f" {text}"  # SentencePiece's mark of a space, which decoding loses
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "→")
