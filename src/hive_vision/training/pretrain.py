@@ -292,6 +292,8 @@ class Job:
         self._renew_model()
         if self.arguments.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # It lets what leaves the embeddings need gradients, those of a frozen encoder too.
+            self.model.disable_input_require_grads()
         parts = apply_rules(self.model, stage.rules)
         check_gradient_path(self.model)
         logger.info("%s", describe_parts(parts))
