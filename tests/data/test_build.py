@@ -107,6 +107,30 @@ def test_same_captions_and_bytes(photos: Path, tmp_path: Path, to: str, reader: 
         assert np.array_equal(np.asarray(decoded), np.asarray(pixels))
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_several_captions_stay_with_their_image(tmp_path: Path, to: str) -> None:
+    """COCO with one, two and no captions; built again from what was built."""
+    write_image_folder(tmp_path / "images", 3)
+    texts = [(1, "ein süßer Hund"), (0, "a"), (1, ""), (1, "\N{DOG FACE}\nb")]
+    coco = {
+        "images": [{"id": n, "file_name": f"{n:03}.png"} for n in range(3)],
+        "annotations": [{"image_id": image, "caption": text} for image, text in texts],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    source = opened(tmp_path / "coco.json", images=str(tmp_path / "images"))
+    settings = BuildSettings(to=to, workers=1)
+    manifest = build_data(source, tmp_path / "once", settings)
+    once = opened(tmp_path / "once")
+    assert (manifest["images"], manifest["captions"]) == (len(once), len(once.captions)) == (2, 4)
+    assert once.fingerprint == manifest["fingerprint"]
+    assert [captions for _, captions in stored_pairs(once)] == [
+        ["a"],
+        ["ein süßer Hund", "", "\N{DOG FACE}\nb"],
+    ]
+    build_data(once, tmp_path / "twice", settings)
+    assert stored_pairs(opened(tmp_path / "twice")) == stored_pairs(once)
+
+
 def test_what_is_left_out_is_named(photos: Path, tmp_path: Path) -> None:
     build_data(opened(photos), tmp_path / "built", BuildSettings(shard_size=5, workers=1))
     heading, line = (tmp_path / "built" / "quarantine.jsonl").read_text().splitlines()
