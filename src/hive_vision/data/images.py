@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypedDict
 
 import datasets
@@ -40,6 +41,24 @@ def decode_image(stored: StoredImage) -> Image.Image:
         reason = "cannot identify image" if unknown else " ".join(str(error).split())
         raise UnusableImageError(f"{type(error).__name__}: {reason}") from error
     return image
+
+
+def read_bytes(stored: StoredImage) -> bytes:
+    """Read an image's encoded bytes.
+
+    Raises:
+        UnusableImageError: If there are none.
+    """
+    if stored["bytes"] is not None:
+        return stored["bytes"]
+    if stored["path"] is None:
+        raise UnusableImageError("no image")
+    try:
+        return Path(stored["path"]).read_bytes()
+    except FileNotFoundError as error:
+        raise UnusableImageError("the file does not exist") from error
+    except OSError as error:
+        raise UnusableImageError(f"the file cannot be read: {error.strerror}") from error
 
 
 class ImageStore(Protocol):
@@ -104,7 +123,9 @@ class ColumnImages:
         stored = self.data.data.column(self.column)
         if pa.types.is_struct(stored.type):
             paths = pc.struct_field(stored, "path")
-            sizes = pc.binary_length(pc.struct_field(stored, "bytes"))
+            content = pc.struct_field(stored, "bytes")
+            empty = pa.types.is_null(content.type)
+            sizes = content.cast(pa.int32()) if empty else pc.binary_length(content)
         elif _is_text(stored.type):
             paths, sizes = stored, pa.chunked_array([], pa.int32())
         else:

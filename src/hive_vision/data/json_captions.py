@@ -59,6 +59,8 @@ def _rows(path: str, kind: str) -> Iterator[dict[str, Any]]:
         )
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path!r} is not {kind} json, {expected} ({reason})") from error
+    if not captions:
+        raise ValueError(f"{path!r} names no images")
     for image, texts in captions.items():
         yield {"image": image, "caption": texts}
 

@@ -89,7 +89,7 @@ def index_shards(shards: Sequence[Path], caption_key: str = "caption") -> datase
     states = [(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)]
     fingerprint = datasets.fingerprint.Hasher.hash((_INDEX_FORMAT, paths, states, caption_key))
     try:
-        index = datasets.Dataset.from_generator(
+        return datasets.Dataset.from_generator(
             _index_rows,
             features=INDEX_FEATURES,
             gen_kwargs={
@@ -102,12 +102,11 @@ def index_shards(shards: Sequence[Path], caption_key: str = "caption") -> datase
     except datasets.exceptions.DatasetGenerationError as error:
         reason = error.__cause__ or error
         raise ValueError(" ".join(str(reason).split())) from error
-    if len(index) == 0:
+    except ValueError as error:  # "corresponds to no data"
         raise ValueError(
             f"no samples in {str(shards[0])!r}: a shard holds KEY.jpg, .png or .webp with KEY.txt "
             "or KEY.json"
-        )
-    return index
+        ) from error
 
 
 def _index_rows(shards: list[tuple[int, str]], caption_key: str) -> Iterator[dict[str, Any]]:

@@ -103,8 +103,9 @@ def check_keys(content: Mapping[str, Any], kind: type, prefix: str = "") -> None
                 message = unknown_name("recipe key", given, known)
             raise ValueError(message)
         inner = _dataclass_of(hints[key])
-        if inner is not None and isinstance(value, Mapping):
-            check_keys(value, inner, f"{prefix}{key}.")
+        for item in value if isinstance(value, list) else [value]:
+            if inner is not None and isinstance(item, Mapping):
+                check_keys(item, inner, f"{prefix}{key}.")
 
 
 def _all_keys(kind: type, prefix: str = "") -> list[str]:

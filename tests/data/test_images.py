@@ -1,0 +1,97 @@
+"""Stored images: read by row, decoded to RGB, and one line for what cannot be decoded."""
+
+import io
+import pickle
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hive_vision.data.images import ColumnImages, StoredImage, UnusableImageError, decode_image
+from tests.data.helpers import encoded, first_pixel, good, one_line, picture, write_images
+
+
+def truncated(image_format: str) -> bytes:
+    content = encoded(picture(9), image_format)
+    return content[: len(content) // 2]
+
+
+UNREADABLE = {
+    "garbage": StoredImage(bytes=b"this is no image", path=None),
+    "no bytes": StoredImage(bytes=b"", path=None),
+    "truncated PNG": StoredImage(bytes=truncated("PNG"), path=None),
+    "truncated JPEG": StoredImage(bytes=truncated("JPEG"), path=None),
+    "missing file": StoredImage(bytes=None, path="/nowhere/at/all.png"),
+    "nothing": StoredImage(bytes=None, path=None),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_unreadable(kind: str) -> None:
+    with pytest.raises(UnusableImageError) as failure:
+        decode_image(UNREADABLE[kind])
+    one_line(failure)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_every_image_is_rgb(mode: str) -> None:
+    image_format = "JPEG" if mode == "CMYK" else "PNG"
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16))
+    else:
+        image = picture(0).convert(mode)
+    content = encoded(image, image_format)
+    assert Image.open(io.BytesIO(content)).mode == mode
+    decoded = decode_image(StoredImage(path=None, bytes=content))
+    assert (decoded.mode, decoded.size) == ("RGB", (16, 16))
+
+
+def test_photographs_stand_upright() -> None:
+    image, exif = Image.new("RGB", (20, 10)), Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    assert decode_image(StoredImage(path=None, bytes=file.getvalue())).size == (10, 20)
+
+
+@pytest.mark.parametrize("form", ["embedded", "struct with paths", "paths", "bytes"])
+def test_columns_of_images(tmp_path: Path, form: str) -> None:
+    names = write_images(tmp_path / "images", 5)
+    stored = [(tmp_path / "images" / name).read_bytes() for name in names]
+    column = {
+        "embedded": [{"bytes": b, "path": n} for b, n in zip(stored, names, strict=True)],
+        "struct with paths": [{"bytes": None, "path": name} for name in names],
+        "paths": names,
+        "bytes": stored,
+    }[form]
+    data = datasets.Dataset.from_dict({"image": column})
+    data.save_to_disk(tmp_path / "data")
+    images = ColumnImages(
+        datasets.load_from_disk(tmp_path / "data"), "image", str(tmp_path / "images")
+    )
+    for one in (images, pickle.loads(pickle.dumps(images))):
+        assert len(one) == 5
+        assert [first_pixel(decode_image(one.read(row))) for row in range(5)] == list(range(5))
+        named = [f"row {row}" for row in range(5)] if form == "bytes" else names
+        assert [one.name(row) for row in range(5)] == named
+
+
+def test_names_do_not_depend_on_the_folder(tmp_path: Path) -> None:
+    column = [{"bytes": None, "path": str(tmp_path / "x" / f"{i}.png")} for i in range(3)]
+    data = datasets.Dataset.from_dict({"image": column})
+    images = ColumnImages(data, "image", str(tmp_path / "x"))
+    assert images.name(2) == "2.png"
+    assert images.facts()[0].to_pylist() == ["0.png", "1.png", "2.png"]
+    elsewhere = ColumnImages(data, "image", str(tmp_path / "y"))
+    assert elsewhere.name(2) == str(tmp_path / "x" / "2.png")
+
+
+def test_a_missing_image_is_no_error_until_it_is_decoded() -> None:
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    data = datasets.Dataset.from_dict({"image": [good(0), None]}, features=features)
+    images = ColumnImages(data, "image", "")
+    assert images.name(1) == "row 1"
+    with pytest.raises(UnusableImageError, match="no image"):
+        decode_image(images.read(1))
