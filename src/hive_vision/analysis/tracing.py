@@ -1,0 +1,326 @@
+"""What one training step needs, read off the real model on the meta device.
+
+Forward and backward run without weights or data, for any backbone and any freezing. Every
+storage that appears is followed until it is freed, every product is counted. The trace is made
+with a batch size and text lengths that are primes and divide nothing else in the model, so each
+size says by its factors how it grows, and one trace answers for every batch and caption length.
+
+Shapes: B captions, T text tokens, L tokens of the language model (T, or T and the image tokens).
+"""
+
+import math
+import weakref
+from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedModel
+
+# How a size grows: not at all, with B, B T, B L and B L^2.
+_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The primes of a trace: batch B, text tokens T, and L with the image's placeholders."""
+
+    batch: int
+    text: int
+    length: int
+
+    def split(self, number: int) -> tuple[int, float]:
+        """Give the class of a size, and the size per unit of what it grows with."""
+        if number == 0 or number % self.batch:
+            return 0, number
+        rest = number // self.batch
+        if rest % self.length == 0:
+            rest //= self.length
+            if rest % self.length == 0:
+                return 4, rest / self.length
+            return (3 if self.length != self.text else 2), rest
+        if rest % self.text == 0:
+            return 2, rest / self.text
+        return 1, rest
+
+    def growth(self, batch: int, text: float) -> NDArray[np.float64]:
+        """What each class is multiplied by for another batch size and text length."""
+        length = self.length - self.text + text
+        return np.array([1, batch, batch * text, batch * length, batch * length**2], np.float64)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One micro-batch, event by event.
+
+    Attributes:
+        sizes: The primes.
+        live: (events, classes) bytes alive besides weights, gradients and optimiser states.
+        new_gradients: (events,) bytes of gradients added up so far.
+        flops: (classes,) of forward and backward.
+        saved: (classes,) bytes alive when the loss is known: what backward needs.
+    """
+
+    sizes: Sizes
+    live: NDArray[np.float64]
+    new_gradients: NDArray[np.float64]
+    saved: NDArray[np.float64]
+    flops: NDArray[np.float64]
+
+    def peak(self, batch: int, text: float, accumulates: bool) -> tuple[float, float]:
+        """Bytes at the fullest moment, and the gradients among them.
+
+        Args:
+            batch: Micro-batch size.
+            text: Tokens of a caption.
+            accumulates: Whether gradients of earlier micro-batches are there from the start.
+        """
+        gradients = self.new_gradients
+        if accumulates:
+            gradients = np.full_like(gradients, gradients[-1])
+        alive = self.live @ self.sizes.growth(batch, text) + gradients
+        moment = int(alive.argmax())
+        return float(alive[moment]), float(gradients[moment])
+
+    def saved_bytes(self, batch: int, text: float) -> float:
+        """Bytes that the forward pass keeps for the backward pass, inputs included."""
+        return float(self.saved @ self.sizes.growth(batch, text))
+
+    def flops_per_sample(self, text: float) -> float:
+        """Floating-point operations of one caption, recomputation included."""
+        return float(self.flops @ self.sizes.growth(1, text))
+
+
+def choose_sizes(model: torch.nn.Module, image_tokens: int) -> Sizes:
+    """Find primes that divide no size of the model.
+
+    Args:
+        model: The model.
+        image_tokens: Placeholder tokens that the language model reads for an image, or 0.
+    """
+    taken = {size for tensor in model.parameters() for size in (*tensor.shape, tensor.numel())}
+
+    def free(number: int) -> bool:
+        return _is_prime(number) and all(size % number for size in taken)
+
+    batch = next(number for number in range(1009, 10**6) if free(number))
+    text = next(n for n in range(61, 10**6) if free(n) and free(n + image_tokens))
+    return Sizes(batch, text, text + image_tokens)
+
+
+def trace_step(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    loss: Callable[[Mapping[str, Tensor]], Tensor],
+    sizes: Sizes,
+    *,
+    autocast: torch.dtype | None,
+    checkpointing: bool,
+) -> Trace:
+    """Run one micro-batch on the meta device.
+
+    Args:
+        model: On the meta device, in training mode, its parameters frozen or not.
+        inputs: A batch of ``sizes``, on the meta device.
+        loss: Runs the model on the inputs.
+        sizes: From ``choose_sizes``.
+        autocast: Precision of the products, ``None`` for that of the weights.
+        checkpointing: Recompute activations in the backward pass.
+    """
+    if checkpointing:
+        # Function modes are off inside of a backward pass.
+        contexts = lambda: (nullcontext(), _OnDevice(autocast))  # noqa: E731
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        model.disable_input_require_grads()  # as in training
+    else:
+        model.gradient_checkpointing_disable()
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    ledger = _Ledger(sizes, (*model.parameters(), *model.buffers()))
+    handles = [
+        parameter.register_post_accumulate_grad_hook(ledger.gradient_arrived)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        with ledger, _OnDevice(autocast):
+            for tensor in inputs.values():
+                ledger.follow(tensor)
+            result = loss(inputs)
+            saved = np.array(ledger.live)
+            result.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in model.parameters():
+            parameter.grad = None
+    return Trace(
+        sizes,
+        np.array(ledger.timeline, np.float64),
+        np.array(ledger.gradients, np.float64),
+        saved,
+        np.array(ledger.flops),
+    )
+
+
+class _Ledger(TorchDispatchMode):
+    """Follows every storage from its first tensor to the last, and counts operations.
+
+    Results of what was computed before are made without asking the meta kernel again: those
+    are written in Python and slow.
+    """
+
+    def __init__(self, sizes: Sizes, known: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.live = [0.0] * _CLASSES
+        self.flops = [0.0] * _CLASSES
+        self.timeline: list[tuple[float, ...]] = []
+        self.gradients: list[int] = []
+        self._gradient = 0
+        # Never followed: weights, buffers, and gradients, which are counted apart.
+        gradients = [tensor.grad for tensor in known if tensor.grad is not None]
+        self._known = [tensor.untyped_storage() for tensor in (*known, *gradients)]
+        self._seen = {storage._cdata for storage in self._known}
+        self._results: dict[Any, Any] = {}
+
+    def follow(self, tensor: Tensor) -> None:
+        """Count a tensor's storage until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        kind, amount = self.sizes.split(storage.nbytes() // tensor.element_size())
+        amount *= tensor.element_size()
+        self._seen.add(key)
+        self.live[kind] += amount
+        weakref.finalize(storage, self._freed, key, kind, amount)
+
+    def _freed(self, key: int, kind: int, amount: float) -> None:
+        self._seen.discard(key)
+        self.live[kind] -= amount
+
+    def gradient_arrived(self, parameter: Tensor) -> None:
+        """Note that a parameter has its gradient."""
+        self._gradient += parameter.numel() * parameter.element_size()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = self._run(func, args, kwargs or {})
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            kind, amount = self.sizes.split(formula(*args, **(kwargs or {}), out_val=result))
+            self.flops[kind] += amount
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.follow(tensor)
+        self.timeline.append(tuple(self.live))
+        self.gradients.append(self._gradient)
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        schema = func._schema
+        if any(value.alias_info is not None for value in schema.returns) or schema.is_mutable:
+            return func(*args, **kwargs)
+        key = (func, *_describe(args), *_describe(tuple(kwargs.items())))
+        if key not in self._results:
+            result = func(*args, **kwargs)
+            is_tensor = isinstance(result, Tensor)
+            results = (result,) if is_tensor else result
+            plain = isinstance(results, tuple) and all(isinstance(r, Tensor) for r in results)
+            self._results[key] = (is_tensor, [_shape(r) for r in results]) if plain else None
+            return result
+        if self._results[key] is None:
+            return func(*args, **kwargs)
+        is_tensor, shapes = self._results[key]
+        made = tuple(
+            torch.empty_strided(size, stride, dtype=dtype, device="meta")
+            for size, stride, dtype in shapes
+        )
+        return made[0] if is_tensor else made
+
+
+class _OnDevice(TorchFunctionMode):
+    """Does on meta tensors what a GPU does: autocast, and attention without its weights.
+
+    The meta device has no values: where a model checks one, the check passes.
+    """
+
+    _TRUTHS = frozenset((Tensor.item, Tensor.__bool__))
+    _PRODUCTS = frozenset(
+        (
+            *(functional.linear, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm),
+            *(torch.einsum, Tensor.matmul, Tensor.__matmul__, Tensor.bmm),
+            *(functional.conv1d, functional.conv2d, functional.conv3d),
+        )
+    )
+
+    def __init__(self, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.autocast = autocast
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._TRUTHS and args[0].dtype == torch.bool:
+            return True
+        attends = func is functional.scaled_dot_product_attention
+        if self.autocast is not None and (attends or func in self._PRODUCTS):
+            args, kwargs = self._cast(args), {k: self._cast(v) for k, v in kwargs.items()}
+        return _attention(*args, **kwargs) if attends else func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._cast(item) for item in value)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(self.autocast)
+        return value
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention by the kernels that keep no weights; the meta device would take the plain one."""
+    if attn_mask is None:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        output: Tensor = flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return output
+    mask = attn_mask
+    if mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, -math.inf).to(query.dtype)
+    mask = mask.expand(*query.shape[:2], query.shape[2], key.shape[2])
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    output = efficient(query, key, value, mask, True, dropout_p, is_causal, scale=scale)[0]
+    return output
+
+
+def _describe(value: Any) -> Iterator[Any]:
+    """Everything of the arguments that the shape of a result can depend on."""
+    for leaf in tree_leaves(value):
+        yield _shape(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+
+
+def _shape(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))

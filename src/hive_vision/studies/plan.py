@@ -1,0 +1,286 @@
+"""What a recipe needs, known before it is started: memory, operations, time, devices."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hive_vision.analysis.cost_model import StageCost, stage_cost
+from hive_vision.analysis.devices import USABLE_REASON, Device, find_device
+from hive_vision.data.sampler import LengthBucketedSampler
+from hive_vision.models.backbones import blank_images, load_config
+from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.models.processing import HiveProcessor
+from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
+from hive_vision.training.arguments import PretrainArguments, StageArguments
+from hive_vision.training.hardware import split_batch
+from hive_vision.training.run_data import load_run_data
+from hive_vision.training.stages import GROUPS, apply_rules, parameter_groups
+
+ASSUMED_TOKENS = 16
+MAX_DEVICES = 1024
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How long the captions are, start and end tokens included.
+
+    Attributes:
+        tokens: Of a caption on average, with the padding of its micro-batch.
+        longest: Of the longest caption: what memory must do for.
+        samples: Captions in an epoch, if known.
+        source: Where the numbers come from.
+    """
+
+    tokens: float
+    longest: int
+    samples: int | None
+    source: str
+
+
+def make_plan(
+    arguments: PretrainArguments,
+    device: str | None = None,
+    devices: int = 1,
+    tokens: float | None = None,
+    samples: int | None = None,
+) -> dict[str, Any]:
+    """Work out what a recipe needs, without its weights.
+
+    Args:
+        arguments: The recipe.
+        device: Name of a device, ``cpu``, or that of this machine if not given.
+        devices: How many of them train together.
+        tokens: Length of every caption; from the data, or assumed, if not given.
+        samples: Captions in an epoch, for stages given by epochs.
+
+    Returns:
+        Numbers and names only, ready for JSON; see docs/scale.md.
+
+    Raises:
+        ValueError: If the recipe, the device or the backbones do not fit.
+    """
+    if arguments.method == "base":
+        raise ValueError("method base trains nothing, so there is nothing to plan")
+    if devices < 1 or (tokens is not None and tokens < 2) or (samples is not None and samples < 1):
+        raise ValueError(
+            f"devices is {devices}, tokens {tokens}, samples {samples}; at least 1, 2 and 1"
+        )
+    given = None if arguments.precision == "auto" else _PRECISIONS[arguments.precision]
+    hardware = find_device(device, given)
+    precision = given or (torch.bfloat16 if hardware.kind == "cuda" else torch.float32)
+    captions = _captions(arguments, tokens, samples)
+    model, images, image_tokens = build_on_meta(arguments)
+    groups = parameter_groups(model)
+    sizes = dict.fromkeys(GROUPS, 0)
+    for name, parameter in model.named_parameters():
+        sizes[groups[name]] += parameter.numel()
+    stages = []
+    for name, stage in arguments.stages.items():
+        steps = _steps(name, stage, captions.samples)
+        if steps == 0:
+            continue
+        try:
+            apply_rules(model, stage.rules)
+            split_batch(stage.batch_size, arguments.micro_batch_size, devices)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        cost = stage_cost(
+            model,
+            images,
+            image_tokens=image_tokens,
+            autocast=None if precision == torch.float32 else precision,
+        )
+        planner = _Planner(arguments, cost, hardware, devices, captions, stage, steps)
+        stages.append({"name": name, **planner.stage()})
+    return {
+        "method": arguments.method,
+        "vision": arguments.model.vision,
+        "language": arguments.model.language,
+        "precision": str(precision).removeprefix("torch."),
+        "sharding": arguments.sharding,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
+        "devices": devices,
+        "device": {**asdict(hardware), "memory_reason": USABLE_REASON},
+        "captions": asdict(captions),
+        "image_tokens_read": image_tokens,
+        "parameters": {group: size for group, size in sizes.items() if size},
+        "stages": stages,
+        "hours": sum(stage["hours"] for stage in stages),
+    }
+
+
+def build_on_meta(
+    arguments: PretrainArguments,
+) -> tuple[PreTrainedModel, dict[str, Tensor], int]:
+    """Make a recipe's model without weights.
+
+    Returns:
+        The model, what its encoder is called with for one image, and how many placeholders the
+        language model reads for an image.
+    """
+    vision = load_config(arguments.model.vision, "vision")
+    language = load_config(arguments.model.language, "language")
+    with torch.device("meta"):
+        images = {name: value for name, value in blank_images(vision).items() if value is not None}
+        if arguments.method == "sa":
+            baseline = SelfAttentionForConditionalGeneration.from_backbones(
+                vision,
+                language,
+                image_token_id=language.vocab_size - 1,
+                feature_layer=arguments.model.sa_feature_layer,
+            )
+            return baseline, images, int(baseline.config.image_seq_length)
+        fusion = arguments.model.fusion_options(arguments.method)
+        model = HiveForConditionalGeneration.from_backbones(vision, language, **fusion)
+    return model, images, 0
+
+
+def _steps(name: str, stage: StageArguments, samples: int | None) -> int:
+    if stage.max_steps is None and stage.epochs is not None and samples is None:
+        raise ValueError(
+            f"{name} is given by epochs and the data is not here; add samples=N, or set "
+            f"{name}.max_steps and {name}.epochs=null"
+        )
+    try:
+        return stage.steps(samples or 0)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _captions(
+    arguments: PretrainArguments, tokens: float | None, samples: int | None
+) -> Captions:
+    """Take the lengths that were given, those of the data if it is here, or assume some."""
+    if tokens is not None:
+        return Captions(tokens, math.ceil(tokens), samples, "given")
+    data, model = arguments.data, arguments.model
+    paths = [source.path for source in data.train_sources()]
+    if all(Path(path).exists() for path in (*paths, model.vision, model.language)):
+        processor = HiveProcessor.from_backbones(
+            model.vision, model.language, max_text_tokens=data.max_text_tokens
+        )
+        train = load_run_data(data, processor).train
+        return Captions(
+            _padded_length(train.lengths, arguments),
+            int(train.lengths.max()),
+            samples or train.epoch_size,
+            "measured on the data",
+        )
+    longest = data.max_text_tokens
+    source = (
+        f"assumed, the data or the tokenizer is not here: {ASSUMED_TOKENS} on average, as short "
+        "web captions have, and for memory the longest that data.max_text_tokens allows"
+    )
+    return Captions(min(ASSUMED_TOKENS, longest), longest, samples, source)
+
+
+def _padded_length(lengths: Any, arguments: PretrainArguments) -> float:
+    """Mean length of the longest caption of a micro-batch, in the order of training."""
+    batch = max(stage.batch_size for stage in arguments.stages.values())
+    micro, _ = split_batch(batch, arguments.micro_batch_size, 1)
+    sampler = LengthBucketedSampler(lengths, batch, num_batches=32, seed=arguments.seed)
+    rows = np.concatenate(list(sampler.batches())).reshape(-1, micro)
+    return float(lengths[rows].max(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Asks a stage's costs for what a person wants to know."""
+
+    arguments: PretrainArguments
+    cost: StageCost
+    device: Device
+    devices: int
+    captions: Captions
+    settings: StageArguments
+    steps: int
+
+    def stage(self) -> dict[str, Any]:
+        """Everything about the stage."""
+        settings, arguments = self.settings, self.arguments
+        micro, accumulation = split_batch(
+            settings.batch_size, arguments.micro_batch_size, self.devices
+        )
+        chosen = arguments.gradient_checkpointing
+        flops = self.cost.trace(chosen).flops_per_sample(self.captions.tokens)
+        total = flops * self.steps * settings.batch_size
+        speed = self.device.flops_per_second * self.device.share * self.devices
+        return {
+            "trained_parameters": int(self.cost.trained / 4),
+            "steps": self.steps,
+            "warmup_steps": math.ceil(self.steps * settings.warmup),
+            "batch_size": settings.batch_size,
+            "micro_batch_size": micro,
+            "accumulation": accumulation,
+            "flops_per_caption": flops,
+            "flops": total,
+            "hours": total / speed / 3600,
+            "memory": self._both(micro),
+            "fits": self._total(micro, chosen) <= self.device.memory,
+            "devices_needed": self._devices_needed(),
+        }
+
+    def _both(self, micro: int) -> dict[str, Any]:
+        options = {"plain": False}
+        if self.cost.checkpointed is not None:
+            options["checkpointed"] = True
+        result = {}
+        for name, checkpointing in options.items():
+            largest = self._largest(checkpointing)
+            result[name] = {
+                "at_micro_batch": self._memory(micro, checkpointing),
+                "largest_micro_batch": largest,
+                "at_largest": None if largest is None else self._memory(largest, checkpointing),
+                "flops_per_caption": self.cost.trace(checkpointing).flops_per_sample(
+                    self.captions.tokens
+                ),
+            }
+        return result
+
+    def _memory(self, micro: int, checkpointing: bool) -> dict[str, float]:
+        memory = self._of(micro, checkpointing, self.devices)
+        return {**asdict(memory), "total": memory.total}
+
+    def _of(self, micro: int, checkpointing: bool, devices: int) -> Any:
+        return self.cost.memory(
+            micro,
+            self.captions.longest,
+            share=self.settings.batch_size // devices,
+            devices=devices,
+            sharded=self.arguments.sharding == "fsdp2",
+            checkpointing=checkpointing,
+            on_cpu=self.device.kind == "cpu",
+        )
+
+    def _total(self, micro: int, checkpointing: bool) -> float:
+        return float(self._of(micro, checkpointing, self.devices).total)
+
+    def _largest(self, checkpointing: bool) -> int | None:
+        """Largest micro-batch that fits and divides the batch."""
+        share = self.settings.batch_size // self.devices
+        for micro in range(share, 0, -1):
+            if share % micro == 0 and self._total(micro, checkpointing) <= self.device.memory:
+                return micro
+        return None
+
+    def _devices_needed(self) -> int | None:
+        """Fewest devices on which the stage fits one caption at a time; sharded if more than 1."""
+        chosen = self.arguments.gradient_checkpointing
+        planner = replace(self, devices=1)
+        if planner._total(1, chosen) <= self.device.memory:
+            return 1
+        sharded = replace(self.arguments, sharding="fsdp2")
+        count = 2
+        while count <= MAX_DEVICES and self.settings.batch_size % count == 0:
+            planner = replace(self, arguments=sharded, devices=count)
+            if planner._total(1, chosen) <= self.device.memory:
+                return count
+            count *= 2
+        return None
