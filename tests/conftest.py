@@ -46,6 +46,30 @@ def vision_config(family: str, layers: int = 8) -> transformers.PreTrainedConfig
             return transformers.Dinov2Config(mlp_ratio=2, **options)
         case "vit":
             return transformers.ViTConfig(intermediate_size=64, **options)
+        case "dinov3":  # its positions are jittered while it trains, unless told not to
+            return transformers.DINOv3ViTConfig(
+                intermediate_size=64, num_register_tokens=4, pos_embed_rescale=None, **options
+            )
+        case "aimv2":
+            return transformers.Aimv2VisionConfig(intermediate_size=64, **options)
+        case "timm":  # as timm's own folders on the hub say it
+            size = {"img_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "embed_dim": 32}
+            return transformers.TimmWrapperConfig(
+                architecture="vit_tiny_patch16_224",
+                model_args={**size, "depth": layers, "num_heads": 4},
+                pretrained_cfg={
+                    "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
+                    "interpolation": "bicubic",
+                    "mean": [0.5] * 3,
+                    "std": [0.5] * 3,
+                    "crop_pct": 1.0,
+                },
+            )
+        case "naflex":
+            del options["image_size"]
+            return transformers.Siglip2VisionConfig(
+                intermediate_size=64, num_patches=(IMAGE_SIZE // PATCH_SIZE) ** 2, **options
+            )
     raise AssertionError(family)
 
 
@@ -61,6 +85,7 @@ def text_config(family: str, layers: int = 4) -> transformers.PreTrainedConfig:
         "pad_token_id": 0,
     }
     grouped = {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 12}
+    grouped_queries = {"num_key_value_heads": 2, "intermediate_size": 96}
     match family:
         case "llama":
             return transformers.LlamaConfig(tie_word_embeddings=True, **grouped, **options)
@@ -78,11 +103,26 @@ def text_config(family: str, layers: int = 4) -> transformers.PreTrainedConfig:
                 max_position_embeddings=128,
                 **options,
             )
+        case "qwen2":
+            return transformers.Qwen2Config(**grouped_queries, **options)
+        case "smollm3":
+            return transformers.SmolLM3Config(**grouped_queries, **options)
+        case "olmo2":
+            return transformers.Olmo2Config(**grouped_queries, **options)
+        case "phi3":
+            return transformers.Phi3Config(**grouped_queries, **options)
+        case "gpt2":
+            dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+            return transformers.GPT2Config(n_positions=128, **dropout, **options)
     raise AssertionError(family)
 
 
-VISION_FAMILIES = ("clip", "siglip", "dinov2", "vit")
-LANGUAGE_FAMILIES = ("llama", "qwen3", "gemma3", "neox", "opt")
+# Encoders of images of one size; "naflex" reads any shape and stands beside them.
+VISION_FAMILIES = ("clip", "siglip", "dinov2", "vit", "dinov3", "aimv2", "timm")
+LANGUAGE_FAMILIES = (
+    *("llama", "qwen3", "gemma3", "neox", "opt"),
+    *("qwen2", "smollm3", "olmo2", "phi3", "gpt2"),
+)
 
 
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -120,10 +160,15 @@ def backbone_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     torch.manual_seed(0)
     folders = {}
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    for family in VISION_FAMILIES:
+    for family in (*VISION_FAMILIES, "naflex"):
         folders[family] = root / family
         transformers.AutoModel.from_config(vision_config(family)).save_pretrained(root / family)
-        transformers.SiglipImageProcessor(size=size).save_pretrained(root / family)
+        if family == "naflex":
+            transformers.Siglip2ImageProcessor(
+                patch_size=PATCH_SIZE, max_num_patches=20
+            ).save_pretrained(root / family)
+        elif family != "timm":  # whose image processor is read from config.json
+            transformers.SiglipImageProcessor(size=size).save_pretrained(root / family)
     for family in LANGUAGE_FAMILIES:
         folders[family] = root / family
         model = transformers.AutoModelForCausalLM.from_config(text_config(family))

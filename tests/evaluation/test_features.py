@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel
 from hive_vision.evaluation.features import mean_patch_features
 from hive_vision.models.backbones import load_vision_model
 
-PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "vit": 1}
+PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "vit": 1, "dinov3": 5, "aimv2": 0}
 
 
 @pytest.fixture(scope="module")

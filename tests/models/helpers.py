@@ -4,22 +4,39 @@ import torch
 from torch import Tensor, nn
 
 from hive_vision.models.hive import HiveForConditionalGeneration
-from tests.conftest import IMAGE_SIZE, VOCABULARY
+from tests.conftest import IMAGE_SIZE, LANGUAGE_FAMILIES, VISION_FAMILIES, VOCABULARY
 
 # A pairing of every decoder with an encoder (every encoder occurs), for tests where all
-# twenty would only repeat themselves. GPT-NeoX fuses q, k and v: it must start at random.
+# combinations would only repeat themselves.
 PAIRS = [
     ("clip", "llama"),
     ("siglip", "qwen3"),
     ("dinov2", "gemma3"),
     ("siglip", "neox"),
     ("vit", "opt"),
+    ("dinov3", "qwen2"),
+    ("aimv2", "smollm3"),
+    ("timm", "olmo2"),
+    ("siglip", "phi3"),
+    ("timm", "gpt2"),
 ]
+# Every encoder with one decoder, every decoder with one encoder, and the pairs.
+COMBINATIONS = [
+    *PAIRS,
+    *((vision, "llama") for vision in VISION_FAMILIES if vision != "clip"),
+    *(("clip", language) for language in LANGUAGE_FAMILIES if language != "llama"),
+]
+# What an encoder gives for an image: patches, and CLS and registers before them.
+PATCHES = 16
+PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "vit": 1, "dinov3": 5, "aimv2": 0, "timm": 1}
+# timm's list of hidden states is another one than transformers'.
+WITH_HIDDEN_STATES = [family for family in VISION_FAMILIES if family != "timm"]
+FUSED = ("neox", "phi3", "gpt2")  # q, k and v in one projection: they must start at random
 
 
 def start_for(language: str) -> str:
     """The start that DESIGN.md prefers where the family allows it."""
-    return "random" if language == "neox" else "host"
+    return "random" if language in FUSED else "host"
 
 
 def generator(seed: int) -> torch.Generator:

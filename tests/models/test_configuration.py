@@ -8,7 +8,8 @@ import transformers
 from transformers import AutoConfig
 
 from hive_vision.models.configuration import HiveConfig
-from tests.conftest import LANGUAGE_FAMILIES, VISION_FAMILIES, text_config, vision_config
+from tests.conftest import text_config, vision_config
+from tests.models.helpers import COMBINATIONS
 
 NOT_DEFAULT: dict[str, Any] = {
     "layer_selection": [2, 5, 7],
@@ -38,8 +39,7 @@ def test_options_listed_here_are_all_options() -> None:
 
 
 @pytest.mark.parametrize("fusion", [{}, NOT_DEFAULT], ids=["defaults", "not-default"])
-@pytest.mark.parametrize("vision", VISION_FAMILIES)
-@pytest.mark.parametrize("language", LANGUAGE_FAMILIES)
+@pytest.mark.parametrize(("vision", "language"), COMBINATIONS)
 def test_round_trip(vision: str, language: str, fusion: dict[str, Any], tmp_path: Path) -> None:
     config = make_config(vision, language, **fusion)
     config.save_pretrained(tmp_path)

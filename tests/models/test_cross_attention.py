@@ -16,7 +16,7 @@ from hive_vision.models.cross_attention import (
     host_projections,
 )
 from tests.conftest import LANGUAGE_FAMILIES, text_config, vision_config
-from tests.models.helpers import add_noise, generator
+from tests.models.helpers import FUSED, add_noise, generator
 
 E, HEADS, KEY_VALUE_HEADS, HEAD_DIM = 48, 4, 2, 12  # as in conftest.text_config("llama")
 
@@ -149,9 +149,10 @@ def first_host(language: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("gate", ["none", "tanh"])
-@pytest.mark.parametrize("language", [f for f in LANGUAGE_FAMILIES if f != "neox"])
+@pytest.mark.parametrize("language", [f for f in LANGUAGE_FAMILIES if f not in FUSED])
 def test_host_start_copies_the_hosts_projections(language: str, gate: str) -> None:
-    block = make_block(language, bias=language == "opt", cross_attention_gate=gate)
+    bias = language in ("opt", "qwen2")
+    block = make_block(language, bias=bias, cross_attention_gate=gate)
     host = first_host(language)
     block.copy_from_host(host)
     output = "out_proj" if language == "opt" else "o_proj"
@@ -166,20 +167,21 @@ def test_host_start_copies_the_hosts_projections(language: str, gate: str) -> No
     assert block.is_identity()
 
 
-def test_fused_projections_cannot_be_copied() -> None:
-    message = "GPTNeoXLayer fuses .* cannot be copied; set cross_attention_start to random"
+@pytest.mark.parametrize("language", FUSED)
+def test_fused_projections_cannot_be_copied(language: str) -> None:
+    message = " fuses .* cannot be copied; set cross_attention_start to random"
     with pytest.raises(ValueError, match=message):
-        make_block("neox").copy_from_host(first_host("neox"))
+        make_block(language).copy_from_host(first_host(language))
 
 
 @pytest.mark.parametrize("language", LANGUAGE_FAMILIES)
 def test_geometry_is_the_hosts(language: str) -> None:
     size, heads, key_value_heads, head_dim = attention_geometry(text_config(language))
-    grouped = language in ("llama", "qwen3", "gemma3")
+    grouped = language not in ("neox", "opt", "gpt2")
     assert (size, heads, head_dim) == (48, 4, 12)
     assert key_value_heads == (2 if grouped else 4)
     projections = host_projections(first_host(language))
-    if language == "neox":
+    if language in FUSED:
         assert projections is None
         return
     assert projections is not None

@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
+from hive_vision.models.backbones import (
+    capture_block_outputs,
+    find_blocks,
+    load_vision_model,
+)
 from hive_vision.models.export import encoder_card, export_encoder
 from tests.conftest import VISION_FAMILIES
 from tests.models.conftest import MakeHive
@@ -20,13 +26,15 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def trained(family: str, folders: dict[str, Path]) -> PreTrainedModel:
     """An encoder that is no longer the one in the folder."""
-    model = AutoModel.from_pretrained(folders[family])
+    model = load_vision_model(folders[family])
     add_noise(model, 0.1)
     return model
 
 
 def export(model: PreTrainedModel, source: Path, folder: Path, card: str = "# Card\n") -> None:
-    export_encoder(model, AutoImageProcessor.from_pretrained(source), folder, card, {"method": "hive"})
+    export_encoder(
+        model, AutoImageProcessor.from_pretrained(source), folder, card, {"method": "hive"}
+    )
 
 
 @torch.no_grad()
@@ -114,17 +122,15 @@ def test_keys_are_those_that_transformers_4_reads(
 def test_folder_is_complete(family: str, backbone_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     export(trained(family, backbone_folders), backbone_folders[family], folder, "# A card\n")
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-        "README.md",
-    }
+    files = {"config.json", "model.safetensors", "manifest.json", "README.md"}
+    if family != "timm":  # timm's image processor is read from config.json
+        files.add("preprocessor_config.json")
+    assert {path.name for path in folder.iterdir()} == files
     assert (folder / "README.md").read_text(encoding="utf-8") == "# A card\n"
     ours = AutoImageProcessor.from_pretrained(folder)
     theirs = AutoImageProcessor.from_pretrained(backbone_folders[family])
     assert type(ours) is type(theirs)
-    picture = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    picture = Image.effect_noise((50, 40), 80).convert("RGB")
     assert torch.equal(
         ours(picture, return_tensors="pt")["pixel_values"],
         theirs(picture, return_tensors="pt")["pixel_values"],
@@ -151,9 +157,10 @@ def test_the_encoder_of_a_hive_model(
     export(model.vision_model, backbone_folders[family], tmp_path / "encoder")
     loaded = AutoModel.from_pretrained(tmp_path / "encoder").eval()
     with torch.no_grad():
-        states = loaded(images(2), output_hidden_states=True).hidden_states
+        with capture_block_outputs(find_blocks(loaded), [4, 8]) as expected:
+            loaded(images(2))
         features = model.get_encoder_features(images(2))
-    assert all(torch.equal(features[layer], states[layer]) for layer in (4, 8))
+    assert all(torch.equal(features[layer], expected[layer]) for layer in (4, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

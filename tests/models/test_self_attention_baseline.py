@@ -10,12 +10,28 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
-from tests.conftest import VISION_FAMILIES, VOCABULARY
-from tests.models.helpers import add_noise, captions, images
+from tests.conftest import VOCABULARY
+from tests.models.helpers import (
+    PATCHES,
+    PREFIX_TOKENS,
+    WITH_HIDDEN_STATES,
+    add_noise,
+    captions,
+    images,
+)
 
-IMAGE_TOKEN, PATCHES = 3, 16
-# OPT ties its embeddings under a name that LLaVA does not know.
-PAIRS = [("clip", "llama"), ("siglip", "qwen3"), ("dinov2", "gemma3"), ("vit", "neox")]
+IMAGE_TOKEN = 3
+# OPT and GPT-2 tie their embeddings under a name that LLaVA does not know.
+PAIRS = [
+    ("clip", "llama"),
+    ("siglip", "qwen3"),
+    ("dinov2", "gemma3"),
+    ("vit", "neox"),
+    ("dinov3", "qwen2"),
+    ("aimv2", "smollm3"),
+    ("vit", "olmo2"),
+    ("clip", "phi3"),
+]
 
 
 def make_sa(
@@ -29,12 +45,18 @@ def make_sa(
     return model.eval()
 
 
-def batch(image_token: int = IMAGE_TOKEN) -> dict[str, Tensor]:
+def image_tokens(vision: str) -> int:
+    """Tokens of an image: CLS alone is dropped, registers stay."""
+    prefix = PREFIX_TOKENS[vision]
+    return PATCHES + (0 if prefix == 1 else prefix)
+
+
+def batch(image_token: int = IMAGE_TOKEN, vision: str = "clip") -> dict[str, Tensor]:
     """Start, image, caption of six tokens; the second caption is shorter."""
-    placeholders = torch.full((2, PATCHES), image_token)
+    placeholders = torch.full((2, image_tokens(vision)), image_token)
     input_ids = torch.cat([torch.ones(2, 1).long(), placeholders, captions(2, 6)], dim=1)
     labels = input_ids.clone()
-    labels[:, : 1 + PATCHES] = -100
+    labels[:, : 1 + image_tokens(vision)] = -100
     mask = torch.ones_like(input_ids)
     mask[1, -2:], labels[1, -2:] = 0, -100
     return {
@@ -65,8 +87,8 @@ def test_saved_it_is_a_stock_llava_with_equal_logits_and_loss(
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     tied = stock.lm_head.weight is stock.get_input_embeddings().weight
-    assert tied == (language in ("llama", "gemma3"))
-    inputs = batch()
+    assert tied == (language in ("llama", "gemma3", "smollm3"))
+    inputs = batch(vision=vision)
     expected, found = stock.eval()(**inputs), model(**inputs)
     assert torch.equal(found.logits, expected.logits)
     torch.testing.assert_close(found.loss, expected.loss)
@@ -100,7 +122,7 @@ def test_backbones_are_used_as_they_came(
     assert {config._attn_implementation for config in configs} == {"sdpa"}
 
 
-@pytest.mark.parametrize("vision", VISION_FAMILIES)
+@pytest.mark.parametrize("vision", WITH_HIDDEN_STATES)
 @pytest.mark.parametrize("feature_layer", [-1, -2])
 @torch.no_grad()
 def test_cls_is_dropped_and_everything_else_kept(
@@ -110,12 +132,12 @@ def test_cls_is_dropped_and_everything_else_kept(
     encoder = AutoModel.from_pretrained(backbone_folders[vision]).eval()
     states = encoder(images(2), output_hidden_states=True).hidden_states
     features = states[8 if feature_layer == -1 else 7]
-    if vision != "siglip":
+    if PREFIX_TOKENS[vision] == 1:
         features = features[:, 1:]
     expected = model.model.multi_modal_projector(features)
-    found = model(**batch()).image_hidden_states
-    assert model.config.image_seq_length == PATCHES
-    assert expected.shape == (2, PATCHES, 48)
+    found = model(**batch(vision=vision)).image_hidden_states
+    assert model.config.image_seq_length == image_tokens(vision)
+    assert expected.shape == (2, image_tokens(vision), 48)
     torch.testing.assert_close(found.reshape(expected.shape), expected)
 
 
@@ -189,10 +211,28 @@ def test_no_row_is_added_where_there_is_one(backbone_folders: dict[str, Path]) -
     assert model.get_input_embeddings().num_embeddings == VOCABULARY
 
 
-def test_opt_is_refused(backbone_folders: dict[str, Path]) -> None:
-    message = "LLaVA, which cannot tie the embeddings of a OPTForCausalLM; use another language"
+@pytest.mark.parametrize(("language", "name"), [("opt", "OPTFor"), ("gpt2", "GPT2LMHead")])
+def test_embeddings_tied_elsewhere_are_refused(
+    language: str, name: str, backbone_folders: dict[str, Path]
+) -> None:
+    message = f"LLaVA, which cannot tie the embeddings of a {name}.*; use another language"
     with pytest.raises(ValueError, match=message):
-        make_sa(backbone_folders, "clip", "opt")
+        make_sa(backbone_folders, "clip", language)
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ("naflex", "reads images of any shape .* use hive or cascaded"),
+        ("timm", "reads 9 hidden states of 17 tokens; a TimmWrapperModel gives 8 .* use method"),
+    ],
+)
+def test_encoders_that_llava_cannot_read_are_refused(
+    vision: str, message: str, backbone_folders: dict[str, Path]
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make_sa(backbone_folders, vision, "llama")
+    assert "\n" not in str(caught.value)
 
 
 def test_gradients_reach_every_part(backbone_folders: dict[str, Path]) -> None:

@@ -3,7 +3,7 @@
 Shapes: B captions, T tokens of the longest caption in the batch, P image placeholder tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,9 @@ class CaptionCollator:
         """Make a batch.
 
         Returns:
-            ``pixel_values`` (B, C, H, W), ``input_ids``, ``attention_mask`` and ``labels``
-            (B, P + T), and for the trainer the lists ``sample_ids`` and ``bad_samples``.
+            What the image processor gives: ``pixel_values`` (B, C, H, W), or padded patches
+            with their mask and shapes; ``input_ids``, ``attention_mask`` and ``labels``
+            (B, P + T); for the trainer the lists ``sample_ids`` and ``bad_samples``.
         """
         rows, targets = [], []
         unsupervised = [IGNORE_INDEX] * (1 + len(self.image_tokens))
@@ -51,15 +52,29 @@ class CaptionCollator:
             rows.append([start, *self.image_tokens, *caption])
             targets.append([*unsupervised, *caption])
         images = [sample["image"] for sample in samples]
-        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return {
-            "pixel_values": pixel_values,
+            **trim_patches(self.image_processor(images, return_tensors="pt")),
             "input_ids": _pad(rows, self.pad_token_id),
             "attention_mask": _pad([[1] * len(row) for row in rows], 0),
             "labels": _pad(targets, IGNORE_INDEX),
             "sample_ids": [sample["sample_id"] for sample in samples],
             "bad_samples": [bad for sample in samples for bad in sample["bad_samples"]],
         }
+
+
+def trim_patches(images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut the padding that every image of a batch has; nothing to do for images of one size.
+
+    Args:
+        images: From an image processor; where images are cut into patches, those (B, N, ...)
+            and ``pixel_attention_mask`` (B, N).
+    """
+    mask = images.get("pixel_attention_mask")
+    if mask is None or images["pixel_values"].shape[:2] != mask.shape:
+        return dict(images)
+    used = int(mask.any(dim=0).nonzero().max()) + 1
+    trimmed = {name: images[name][:, :used] for name in ("pixel_values", "pixel_attention_mask")}
+    return {**images, **trimmed}
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -25,7 +25,7 @@ def mean_patch_features(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Average the patch tokens that leave the last block (before any final norm or pooling head).
 
-    Those are what pre-training shaped; prefix tokens (CLS, registers) are left out.
+    Those are what pre-training shaped; prefix tokens (CLS, registers) and padding are left out.
 
     Args:
         encoder: Folder or hub id.
@@ -43,8 +43,11 @@ def mean_patch_features(
     _, prefix_tokens = image_token_counts(model.config)
     features = []
     for batch in data.iter(batch_size):
-        pixel_values = processor(batch["image"], return_tensors="pt")["pixel_values"]
+        images = processor(batch["image"], return_tensors="pt").to(device)
         with capture_block_outputs(blocks, [depth]) as outputs:
-            model(pixel_values.to(device))
-        features.append(outputs[depth][:, prefix_tokens:].mean(dim=1).float().cpu().numpy())
+            model(**images)
+        patches = outputs[depth][:, prefix_tokens:].float()
+        mask = images.get("pixel_attention_mask", torch.ones(patches.shape[:2], device=device))
+        summed = torch.einsum("mnd,mn->md", patches, mask.float())
+        features.append((summed / mask.sum(dim=1, keepdim=True)).cpu().numpy())
     return np.concatenate(features), np.asarray(data["label"], dtype=np.int64)

@@ -1,16 +1,19 @@
 """Loading encoders and language models, and finding their layers by structure.
 
 Nothing here knows a model by its name: blocks are the one stack of equal modules, so any
-Hugging Face encoder or causal language model built as such a stack works.
+Hugging Face encoder or causal language model built as such a stack works. Two containers are
+not transformers' own and are opened here: timm's models and MobileLLM's format.
 
 Shapes: B images, N tokens of one image, D encoder width.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -20,7 +23,10 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    TimmWrapperConfig,
 )
+
+from hive_vision.models import mobilellm
 
 _INPUTS = {"vision": "pixel_values", "language": "input_ids"}
 
@@ -29,6 +35,8 @@ Source: TypeAlias = str | Path | PreTrainedConfig
 
 def load_config(source: Source, role: str) -> PreTrainedConfig:
     """Read a backbone's configuration; of a dual encoder (CLIP, SigLIP) the vision half.
+
+    A timm encoder's gets the sizes that every other encoder's has; MobileLLM's becomes Llama's.
 
     Args:
         source: Hub id, local folder, or a configuration.
@@ -46,6 +54,9 @@ def load_config(source: Source, role: str) -> PreTrainedConfig:
                 "folder (as save_pretrained writes it) or a hub id"
             )
         try:
+            written, _ = PreTrainedConfig.get_config_dict(source)
+            if written.get("model_type") == mobilellm.MODEL_TYPE:
+                return mobilellm.llama_config(written, source)
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -55,16 +66,19 @@ def load_config(source: Source, role: str) -> PreTrainedConfig:
             ) from error
     if role == "vision" and "vision_config" in config.sub_configs:
         return config.vision_config
-    return config
+    return _with_sizes(config) if isinstance(config, TimmWrapperConfig) else config
 
 
 def load_vision_model(source: Source) -> PreTrainedModel:
     """Load (or, from a configuration, make at random) the plain vision encoder in float32.
 
     Raises:
-        ValueError: If weights that the encoder needs are missing from the checkpoint.
+        ValueError: If weights that the encoder needs are missing from the checkpoint, or if it
+            is not one stack of equal token grids.
     """
-    return _load(AutoModel, source, "vision")
+    model = _load(AutoModel, source, "vision")
+    image_token_counts(model.config)
+    return model
 
 
 def load_language_model(source: Source) -> PreTrainedModel:
@@ -78,9 +92,10 @@ def load_language_model(source: Source) -> PreTrainedModel:
 
 def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
     config = load_config(source, role)
+    report: dict[str, Any] = {}
     try:
         if isinstance(source, PreTrainedConfig):
-            model, missing = auto_class.from_config(config), []
+            model = auto_class.from_config(config)
         else:
             model, report = auto_class.from_pretrained(
                 source,
@@ -89,22 +104,45 @@ def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below like missing ones
             )
-            mismatched = {key for key, *_ in report["mismatched_keys"]}
-            missing = sorted(mismatched.union(report["missing_keys"]))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{role} backbone {_name(source)} cannot be loaded: {reason}") from error
-    if missing:
-        raise ValueError(
-            f"{role} backbone {_name(source)} lacks {len(missing)} weights of a "
-            f"{type(model).__name__}, first {missing[0]!r}; they would have stayed random"
-        )
+    _check_report(report, f"{role} backbone {_name(source)}", type(model).__name__)
     if model.main_input_name != _INPUTS[role]:
         raise ValueError(
             f"{role} backbone {_name(source)} is a {type(model).__name__}, which reads "
             f"{model.main_input_name}; a {role} backbone reads {_INPUTS[role]}"
         )
     return model
+
+
+def _check_report(report: dict[str, Any], backbone: str, wanted: str) -> None:
+    """Refuse a checkpoint that lacks weights; what it has beyond them (heads, text) is not read.
+
+    Raises:
+        ValueError: Names what was expected and what was found instead.
+    """
+    shapes = sorted(
+        (key, tuple(expected), tuple(found))
+        for key, found, expected in report.get("mismatched_keys", ())
+    )
+    if shapes:
+        listed = ", ".join(f"{key}: expected {want}, found {got}" for key, want, got in shapes[:3])
+        raise ValueError(
+            f"{backbone} has {len(shapes)} weights of another shape than a {wanted} "
+            f"({listed}{', ...' if shapes[3:] else ''}); its config.json belongs to other weights"
+        )
+    missing = sorted(report.get("missing_keys", ()))
+    if missing:
+        found = sorted(report["unexpected_keys"])
+        raise ValueError(
+            f"{backbone} lacks {len(missing)} weights of a {wanted}, which would have stayed "
+            f"random: expected {_some(missing)}; found beyond the others {_some(found)}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:3]) + (", ..." if names[3:] else "")) or "none"
 
 
 def _name(source: Source) -> str:
@@ -136,12 +174,47 @@ def join_configs(
     return config
 
 
-def find_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList | nn.Sequential:
+def _with_sizes(config: TimmWrapperConfig) -> TimmWrapperConfig:
+    """Copy a timm configuration and add the sizes, which it leaves to the model inside.
+
+    They are ordinary fields of the copy: saved with it, and read by transformers' LLaVA.
+    """
+    if getattr(config, "num_hidden_layers", None) is not None:
+        return config
+    if not timm.is_model(config.architecture):
+        raise ValueError(
+            f"timm {timm.__version__} has no architecture {config.architecture!r}; a newer one may"
+        )
+    config = deepcopy(config)
+    options = config.model_args or {}
+    pretrained = getattr(config, "pretrained_cfg", None)
+    if pretrained is None:
+        pretrained = {
+            "input_size": timm.get_pretrained_cfg_value(config.architecture, "input_size")
+        }
+    config.num_channels, *size = pretrained["input_size"]
+    config.image_size = list(_pair(options.get("img_size") or size))
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+        try:
+            blocks = find_blocks(model)
+        except ValueError as error:
+            raise _not_a_stack(config, "it has several stacks of blocks or none") from error
+        with torch.no_grad(), capture_block_outputs(blocks, [1]) as outputs:
+            model(**blank_images(config))
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    config.patch_size = None if first is None else list(first.stride)
+    config.num_hidden_layers = len(blocks)
+    config.hidden_size = outputs[1].shape[-1]
+    return config
+
+
+def find_blocks(model: nn.Module, num_layers: int | None = None) -> nn.ModuleList | nn.Sequential:
     """Find the stack of blocks of an encoder or decoder.
 
     Args:
         model: The backbone.
-        num_layers: How many blocks its configuration announces.
+        num_layers: How many blocks its configuration announces; the longest stack if not given.
 
     Returns:
         The one outermost container of ``num_layers`` modules of the same class.
@@ -151,17 +224,21 @@ def find_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList | nn.Sequent
     """
     found: list[tuple[str, nn.ModuleList | nn.Sequential]] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) != num_layers:
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or not len(module):
+            continue
+        if num_layers is not None and len(module) != num_layers:
             continue
         nested = any(name.startswith(outer + ".") for outer, _ in found)
         same_class = len({type(child) for child in module}) == 1
         if same_class and not nested:
             found.append((name, module))
+    longest = max((len(module) for _, module in found), default=0)
+    found = [(name, module) for name, module in found if len(module) == longest]
     if len(found) != 1:
         names = ", ".join(name for name, _ in found) or "none"
         raise ValueError(
-            f"{type(model).__name__} should have exactly one stack of {num_layers} equal blocks; "
-            f"found: {names}. Only plain transformer stacks are supported"
+            f"{type(model).__name__} should have exactly one stack of {num_layers or longest} "
+            f"equal blocks; found: {names}. Only plain transformer stacks are supported"
         )
     return found[0][1]
 
@@ -196,23 +273,46 @@ def capture_block_outputs(
 
 
 def image_token_counts(config: PreTrainedConfig) -> tuple[int, int]:
-    """Count an encoder's tokens without running it on data.
+    """Count an encoder's tokens without running it on data, and see that they stay the same.
 
     Args:
-        config: Vision configuration with ``image_size`` and ``patch_size``.
+        config: Vision configuration.
 
     Returns:
         Tokens in the patch grid, and prefix tokens (CLS, registers) before it.
+
+    Raises:
+        ValueError: If the blocks do not all give the same grid of tokens.
     """
+    for needed in ("num_hidden_layers", "hidden_size", "patch_size"):
+        if getattr(config, needed, None) is None:
+            raise _not_a_stack(config, f"it has no {needed}")
+    depth = config.num_hidden_layers
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-        blocks = find_blocks(model, config.num_hidden_layers)
-        with torch.no_grad(), capture_block_outputs(blocks, [1]) as outputs:
-            model(blank_image(config))
-    height, width = _pair(config.image_size)
-    patch_height, patch_width = _pair(config.patch_size)
-    grid = (height // patch_height) * (width // patch_width)
-    return grid, outputs[1].shape[1] - grid
+        blocks = find_blocks(model, depth)
+        with torch.no_grad(), capture_block_outputs(blocks, range(1, depth + 1)) as outputs:
+            model(**blank_images(config))
+    shapes = {tuple(features.shape) for features in outputs.values()}
+    tokens = min(shape[1] for shape in shapes)
+    if has_any_size(config):
+        patches = config.num_patches
+    else:
+        height, width = _pair(config.image_size)
+        patch_height, patch_width = _pair(config.patch_size)
+        patches = (height // patch_height) * (width // patch_width)
+    if shapes != {(1, tokens, config.hidden_size)} or tokens < patches:
+        listed = ", ".join(sorted(str(shape[1:]) for shape in shapes))
+        raise _not_a_stack(config, f"its {depth} parts give {listed} for {patches} patches")
+    return patches, tokens - patches
+
+
+def _not_a_stack(config: PreTrainedConfig, reason: str) -> ValueError:
+    name = getattr(config, "architecture", config.model_type)
+    return ValueError(
+        f"encoder {name!r} is not one stack of equal token grids ({reason}); only plain vision "
+        "transformers can be used, not hierarchical or convolutional encoders"
+    )
 
 
 def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[str]:
@@ -232,15 +332,46 @@ def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[st
         model = AutoModel.from_config(config)
         blocks = find_blocks(model, config.num_hidden_layers)
         with capture_block_outputs(blocks, [deepest_layer]) as outputs:
-            model(blank_image(config))
+            model(**blank_images(config))
         names, parameters = zip(*model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(outputs[deepest_layer].sum(), parameters, allow_unused=True)
     return {name for name, grad in zip(names, gradients, strict=True) if grad is None}
 
 
+def has_any_size(config: PreTrainedConfig) -> bool:
+    """Whether an encoder reads images of any shape, cut into patches by its image processor.
+
+    Those (SigLIP 2 NaFlex) have a number of patches instead of an image size.
+    """
+    return getattr(config, "image_size", None) is None
+
+
 def blank_image(config: PreTrainedConfig) -> Tensor:
-    """Make one black image (1, C, H, W) of the size that the encoder expects."""
+    """Make one black image (1, C, H, W) of the size that the encoder expects.
+
+    Raises:
+        ValueError: If there is no such size.
+    """
+    if has_any_size(config):
+        raise ValueError(
+            f"a {config.model_type} encoder reads images of any shape and gives each another "
+            "number of tokens, which method sa (transformers' LLaVA) cannot; use hive or cascaded"
+        )
     return torch.zeros(1, config.num_channels, *_pair(config.image_size))
+
+
+def blank_images(config: PreTrainedConfig) -> dict[str, Any]:
+    """Make what the encoder is called with for one black image, on the current device."""
+    if not has_any_size(config):
+        return {"pixel_values": blank_image(config)}
+    side = int(config.num_patches**0.5)
+    pixels = torch.zeros(1, side * side, config.num_channels * config.patch_size**2)
+    return {
+        "pixel_values": pixels,
+        # Read as numbers by the encoder, so never on the meta device; nothing is padded.
+        "spatial_shapes": torch.tensor([[side, side]], device="cpu"),
+        "pixel_attention_mask": None,
+    }
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from hive_vision.models.backbones import load_config
 from hive_vision.models.layer_selection import (
     Selection,
     select_decoder_layers,
@@ -57,6 +58,8 @@ class HiveConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Turn the backbones' dictionaries into configurations and check the choices."""
         self.vision_config = _as_config(self.vision_config)
+        if self.vision_config is not None:
+            self.vision_config = load_config(self.vision_config, "vision")
         self.text_config = _as_config(self.text_config)
         for name, allowed in (
             ("cross_attention_gate", ("none", "tanh")),

@@ -71,7 +71,11 @@ class CrossAttention(GradientCheckpointingLayer):
         self.gate = TanhGate() if gated else nn.Identity()
 
     def forward(
-        self, hidden: Tensor, image: Tensor, output_weights: bool = False
+        self,
+        hidden: Tensor,
+        image: Tensor,
+        output_weights: bool = False,
+        image_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Let the text look at the image.
 
@@ -79,6 +83,7 @@ class CrossAttention(GradientCheckpointingLayer):
             hidden: Text states (B, T, E).
             image: Projected image features (B, N, E).
             output_weights: Also return the attention weights (computed eagerly).
+            image_mask: False for image tokens that are padding (B, 1, 1, N); nobody sees those.
 
         Returns:
             New text states (B, T, E), and the weights (B, Q, T, N) if asked for.
@@ -91,7 +96,9 @@ class CrossAttention(GradientCheckpointingLayer):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, _eager_attention
             )
-        context, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        context, weights = attend(
+            self, query, key, value, image_mask, scaling=self.scaling, dropout=0.0
+        )
         update = self.gate(self.o_proj(context.reshape(*hidden.shape[:-1], -1)))
         return hidden + update, weights if output_weights else None
 
@@ -155,12 +162,13 @@ class AttendBeforeLayer:
             return args, kwargs
         kwargs = dict(kwargs)
         image_features = kwargs.pop("image_features")
+        image_mask = kwargs.pop("image_mask", None)
         weights_of_layers = kwargs.pop("cross_attention_weights", None)
         if self.cross_attention is None:
             return args, kwargs
         assert self.index is not None
         hidden, weights = self.cross_attention(
-            args[0], image_features[self.index], weights_of_layers is not None
+            args[0], image_features[self.index], weights_of_layers is not None, image_mask
         )
         if weights_of_layers is not None:
             weights_of_layers.append(weights)
@@ -204,9 +212,14 @@ def _eager_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention with weights: (B, Q, T, d) and (B, K, N, d) to (B, T, Q, d), (B, Q, T, N)."""
+    """Attention with weights: (B, Q, T, d) and (B, K, N, d) to (B, T, Q, d), (B, Q, T, N).
+
+    The mask (B, 1, 1, N) is False where no one looks.
+    """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2), weights

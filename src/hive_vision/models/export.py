@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hive_vision.folders import seal, written_aside
-from hive_vision.models.backbones import blank_images
+from hive_vision.models.backbones import blank_images, load_config
 
 WEIGHTS = "model.safetensors"
 OLD_PREFIX = "vision_model."
@@ -72,8 +72,9 @@ def _verify(vision_model: PreTrainedModel, folder: Path) -> None:
     if wrong:
         raise RuntimeError(f"exported encoder has {len(wrong)} wrong keys, first {wrong[0]!r}")
     was_training = vision_model.training
-    images = blank_images(vision_model.config)
-    noise = torch.randn(images["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
+    images = blank_images(load_config(vision_model.config, "vision"))
+    blank = images["pixel_values"]
+    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0))
     images["pixel_values"] = noise.to(vision_model.device, vision_model.dtype)
     loaded.to(vision_model.device)
     with torch.no_grad():

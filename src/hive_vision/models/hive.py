@@ -177,17 +177,33 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The language model's output projection."""
         return self.language_model.get_output_embeddings()
 
-    def get_encoder_features(self, pixel_values: Tensor) -> dict[int, Tensor]:
-        """Run the encoder: ``l -> F_l`` (B, N, D) for the selected 1-based layers l."""
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, and the encoder's own way: a timm model has another switch."""
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        if self.vision_model.supports_gradient_checkpointing:
+            self.vision_model._set_gradient_checkpointing(*args, **kwargs)
+
+    def get_encoder_features(self, pixel_values: Tensor, **padding: Tensor) -> dict[int, Tensor]:
+        """Run the encoder: ``l -> F_l`` (B, N, D) for the selected 1-based layers l.
+
+        Args:
+            pixel_values: Images (B, C, H, W), or what the encoder reads instead.
+            **padding: What else the image processor gives for this encoder.
+        """
         layers = self.config.encoder_layers
         blocks = find_blocks(self.vision_model, self.config.vision_config.num_hidden_layers)
         with capture_block_outputs(blocks, layers) as features:
-            self.vision_model(pixel_values)
+            self.vision_model(pixel_values, **padding)
         return features
 
-    def get_image_features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Encode and project images (B, C, H, W): for each cross-attention (B, N, E)."""
-        features = self.get_encoder_features(pixel_values)
+    def get_image_features(self, pixel_values: Tensor, **padding: Tensor) -> tuple[Tensor, ...]:
+        """Encode and project images (B, C, H, W): for each cross-attention (B, N, E).
+
+        Args:
+            pixel_values: As for ``get_encoder_features``.
+            **padding: Likewise; who looks at the features needs ``pixel_attention_mask`` too.
+        """
+        features = self.get_encoder_features(pixel_values, **padding)
         layers = self.config.encoder_layers
         if not self.config.projector_shared:
             return tuple(
@@ -211,13 +227,16 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Any,
     ) -> HiveOutput:
         """Read captions while looking at images.
 
         Args:
             input_ids: Caption tokens (B, T).
-            pixel_values: Images (B, C, H, W). Without images this is the plain language model.
+            pixel_values: Images (B, C, H, W), or patches (B, N, C * P * P) where the encoder
+                reads images of any shape. Without images this is the plain language model.
             attention_mask: 1 for tokens, 0 for padding (B, T).
             labels: (B, T), -100 where nothing is to be predicted.
             position_ids: (B, T).
@@ -230,15 +249,22 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return_logits: ``False`` saves computing logits that only the loss needed.
             logits_to_keep: Compute logits of this many last positions (or of these positions).
             num_items_in_batch: Supervised tokens of the global batch, see ``next_token_loss``.
+            pixel_attention_mask: 1 for patches, 0 for padding (B, N), where images are padded;
+                needed with ``image_features`` as well.
+            spatial_shapes: Rows and columns of patches (B, 2), likewise.
             **kwargs: Handed to the language model.
         """
         if pixel_values is not None and image_features is None:
-            image_features = self.get_image_features(pixel_values)
+            image_features = self.get_image_features(
+                pixel_values, **_given(pixel_attention_mask, spatial_shapes)
+            )
         weights: list[Tensor] | None = None
         if image_features is not None:
             if isinstance(image_features, Tensor):
                 image_features = image_features.unbind(1)
             kwargs["image_features"] = tuple(image_features)
+            if pixel_attention_mask is not None:
+                kwargs["image_mask"] = self._image_mask(pixel_attention_mask)
             _check_pairs(input_ids if inputs_embeds is None else inputs_embeds, image_features[0])
             if output_cross_attentions:
                 kwargs["cross_attention_weights"] = weights = []
@@ -282,10 +308,27 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs: Prompt tokens (B, T), left-padded; or pass ``input_ids``.
             **kwargs: ``pixel_values`` and everything that ``GenerationMixin.generate`` takes.
         """
-        pixel_values = kwargs.pop("pixel_values", None)
+        pixel_values, shapes = kwargs.pop("pixel_values", None), kwargs.pop("spatial_shapes", None)
         if pixel_values is not None:
-            kwargs["image_features"] = torch.stack(self.get_image_features(pixel_values), dim=1)
+            features = self.get_image_features(
+                pixel_values, **_given(kwargs.get("pixel_attention_mask"), shapes)
+            )
+            kwargs["image_features"] = torch.stack(features, dim=1)
         return super().generate(inputs, **kwargs)
+
+    def _image_mask(self, pixel_attention_mask: Tensor) -> Tensor:
+        """(B, N) of 0 and 1 to what sdpa and eager attention take, (B, 1, 1, N) of booleans."""
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"attention {self.config._attn_implementation!r} cannot leave out the padding of "
+                "images of different shapes; set attn_implementation to sdpa or eager"
+            )
+        return pixel_attention_mask.bool()[:, None, None]
+
+
+def _given(mask: Tensor | None, shapes: Tensor | None) -> dict[str, Tensor]:
+    padding = {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+    return {name: value for name, value in padding.items() if value is not None}
 
 
 def _check_pairs(text: Tensor | None, image: Tensor) -> None:

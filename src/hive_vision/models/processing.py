@@ -73,8 +73,8 @@ class HiveProcessor(ProcessorMixin):
                 f"{str(vision)!r} has no image processor: {_first_line(error)}"
             ) from error
         try:
-            tokenizer = AutoTokenizer.from_pretrained(language)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(language, config=text_config)
+        except (OSError, ValueError, ImportError) as error:
             raise ValueError(f"{str(language)!r} has no tokenizer: {_first_line(error)}") from error
         rows = text_config.vocab_size
         used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -124,7 +124,8 @@ class HiveProcessor(ProcessorMixin):
             **kwargs: For the image processor.
 
         Returns:
-            ``pixel_values`` (B, C, H, W) and left-padded ``input_ids`` and ``attention_mask``.
+            ``pixel_values`` (B, C, H, W), whatever else the image processor gives, and
+            left-padded ``input_ids`` and ``attention_mask``.
         """
         features: dict[str, Any] = {}
         if images is not None:

@@ -8,7 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+)
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaMultiModalProjector,
@@ -16,6 +21,7 @@ from transformers.models.llava.modeling_llava import (
 
 from hive_vision.models.backbones import (
     Source,
+    blank_image,
     image_token_counts,
     join_configs,
     load_language_model,
@@ -48,6 +54,7 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
             ValueError: If a backbone cannot be loaded completely, or if LLaVA cannot hold it.
         """
         vision_model, language_model = load_vision_model(vision), load_language_model(language)
+        _check_hidden_states(vision_model.config)
         embeddings = "embed_tokens.weight"
         if (
             language_model.config.tie_word_embeddings
@@ -114,4 +121,23 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+def _check_hidden_states(vision_config: PreTrainedConfig) -> None:
+    """LLaVA reads the encoder's list of hidden states: input and every block's output.
+
+    Raises:
+        ValueError: If the encoder gives another list (timm's are reshaped to maps).
+    """
+    with torch.device("meta"), torch.no_grad():
+        encoder = AutoModel.from_config(vision_config)
+        states = encoder(blank_image(vision_config), output_hidden_states=True).hidden_states
+    wanted = sum(image_token_counts(vision_config)), vision_config.hidden_size
+    depth = vision_config.num_hidden_layers
+    if len(states) != depth + 1 or tuple(states[-1].shape[1:]) != wanted:
+        raise ValueError(
+            f"method sa is transformers' LLaVA, which reads {depth + 1} hidden states of "
+            f"{wanted[0]} tokens; a {type(encoder).__name__} gives {len(states)} of shape "
+            f"{tuple(states[-1].shape[1:])}; use method hive or cascaded"
         )
