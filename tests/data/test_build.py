@@ -227,6 +227,15 @@ class TestInterruption:
         with pytest.raises(ValueError, match="was begun from other data"):
             build_data(opened(photos), output, BuildSettings(workers=1))
 
+    def test_half_a_shard_is_thrown_away(self, photos: Path, tmp_path: Path) -> None:
+        settings = BuildSettings(shard_size=4, workers=1)
+        (aside := partial_folder(tmp_path / "built")).mkdir()
+        (aside / "shard-00000.tar.123.unfinished").write_text("half")
+        (aside / "shard-00001.tar").write_text("whole, but nothing says so")
+        build_data(opened(photos), tmp_path / "built", settings)
+        build_data(opened(photos), tmp_path / "undisturbed", settings)
+        assert content(tmp_path / "built") == content(tmp_path / "undisturbed")
+
     def test_finished_is_not_done_again(self, photos: Path, tmp_path: Path) -> None:
         output, settings = tmp_path / "built", BuildSettings(shard_size=4, workers=1)
         first = build_data(opened(photos), output, settings)

@@ -16,7 +16,7 @@ from hive_vision.data.parallel import row_ranges, work_through
 
 SLEEPER = """
 import os, time
-from hive_vision.data.parallel import row_ranges, work_through
+from hive_vision.data.parallel import processors, row_ranges, work_through
 
 def work(rows):
     print(os.getpid(), flush=True)
@@ -102,3 +102,9 @@ def is_running(process: int) -> bool:
         return False
     with open(f"/proc/{process}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_more_workers_than_processors_are_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    many = processors() + 1
+    assert len(list(work_through(square, row_ranges(many, 1), many, "squares"))) == many
+    assert [str(warning.message) for warning in recwarn] == []

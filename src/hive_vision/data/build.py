@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
+from hive_vision.data.images import StoredImage, UnusableImageError, decode_image, read_bytes
 from hive_vision.data.parallel import processors, row_ranges, work_through
 from hive_vision.data.quarantine import write_quarantine
 from hive_vision.data.shards import INDEX, INDEX_FEATURES
@@ -323,24 +323,6 @@ class _Counted:
             self.images += 1
             self.captions += len(image.captions)
             yield image
-
-
-def read_bytes(stored: StoredImage) -> bytes:
-    """Read an image's encoded bytes.
-
-    Raises:
-        UnusableImageError: If there are none.
-    """
-    if stored["bytes"] is not None:
-        return stored["bytes"]
-    if stored["path"] is None:
-        raise UnusableImageError("no image")
-    try:
-        return Path(stored["path"]).read_bytes()
-    except FileNotFoundError as error:
-        raise UnusableImageError("the file does not exist") from error
-    except OSError as error:
-        raise UnusableImageError(f"the file cannot be read: {error.strerror}") from error
 
 
 def _prepare(stored: StoredImage, resize: int | None) -> tuple[bytes, str]:

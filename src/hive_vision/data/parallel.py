@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -63,16 +64,20 @@ def work_through(
     Raises:
         ValueError: Whatever ``work`` raises, as it was raised there.
     """
-    loader = DataLoader(
-        _Work(work, ranges),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=0 if workers == 1 else min(workers, len(ranges)),
-        worker_init_fn=_end_with_parent,
-        generator=torch.Generator(),  # the global one stays as it is
-    )
+    with warnings.catch_warnings():
+        # More processes than processors can be right: they wait for the disk.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            _Work(work, ranges),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=0 if workers == 1 else min(workers, len(ranges)),
+            worker_init_fn=_end_with_parent,
+            generator=torch.Generator(),  # the global one stays as it is
+        )
+        results = iter(loader)
     with _progress(title, unit, sum(map(len, ranges))) as advance:
-        for rows, result in zip(ranges, loader, strict=True):
+        for rows, result in zip(ranges, results, strict=True):
             if isinstance(result, Exception):
                 raise result
             advance(len(rows))

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hive_vision.data.build import read_bytes
-from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
+from hive_vision.data.images import StoredImage, UnusableImageError, decode_image, read_bytes
 from hive_vision.data.parallel import row_ranges, work_through
 from hive_vision.data.sources import CaptionSource
 
