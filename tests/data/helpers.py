@@ -140,14 +140,15 @@ def write_shard(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
     return path
 
 
-def write_shards(folder: Path, count: int, per_shard: int = 5, form: str = "json") -> Path:
-    """Pictures 0 to ``count`` with their ``words``, as KEY.txt, KEY.json, or a list in KEY.json."""
-    for start in range(0, count, per_shard):
+def write_shards(
+    folder: Path, captions: Sequence[Any], per_shard: int = 5, form: str = "json"
+) -> Path:
+    """Pictures 0, 1, ... with a caption in KEY.txt, or a caption or list of them in KEY.json."""
+    for start in range(0, len(captions), per_shard):
         members = []
-        for index in range(start, min(start + per_shard, count)):
-            caption: Any = [words(index), "another"] if form == "list" else words(index)
+        for index, caption in enumerate(captions[start : start + per_shard], start):
             content = caption if form == "txt" else json.dumps({"caption": caption})
             members.append((f"{index:03}.png", encoded(picture(index))))
-            members.append((f"{index:03}.{'txt' if form == 'txt' else 'json'}", content.encode()))
+            members.append((f"{index:03}.{form}", content.encode()))
         write_shard(folder / f"part-{start // per_shard:05}.tar", members)
     return folder
