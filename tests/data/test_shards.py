@@ -38,11 +38,10 @@ def test_bytes_are_those_in_the_archive(tmp_path: Path) -> None:
     assert images.shards.tolist() == [0] * 5 + [1] * 5 + [2] * 2
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn"])
-def test_in_other_processes(tmp_path: Path, how: str) -> None:
+def test_after_a_fork(tmp_path: Path) -> None:
     images = images_of(write_shards(tmp_path, CAPTIONS))
     images.read(0)  # open files must survive
-    with get_context(how).Pool(2) as pool:
+    with get_context("fork").Pool(2) as pool:
         found = pool.map(images.read, list(range(12)) * 3, chunksize=1)
     assert [one["bytes"] for one in found] == [encoded(picture(row)) for row in range(12)] * 3
 
