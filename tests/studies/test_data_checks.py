@@ -82,14 +82,22 @@ class TestShow:
         self, backbone_folders: dict[str, Path], faulty: Path, tmp_path: Path
     ) -> None:
         """The caption that stands there is the caption of the image that is named."""
-        whole = f"data.validation={faulty}"  # so that all of it is trained on
-        arguments = recipe(backbone_folders, faulty, tmp_path / "run", whole)
-        source = open_source(Source(path=str(faulty)))["train"]
-        captions = {source.image_name(r): source.captions_of(r) for r in range(len(source))}
-        shown = [s for batch in first_batches(arguments, 40) for s in batch.samples]
+        more = write_image_folder(tmp_path / "more", 12, seed=5)
+        arguments = recipe(
+            *(backbone_folders, faulty, tmp_path / "run"),
+            f'data.train=[{{"path": "{more}"}}, {{"path": "{faulty}"}}]',
+            f"data.validation={faulty}",  # so that all of it is trained on
+        )
+        captions: dict[str, list[str]] = {}
+        for folder in (more, faulty):
+            source = open_source(Source(path=str(folder)))["train"]
+            for row in range(len(source)):
+                captions.setdefault(source.image_name(row), []).extend(source.captions_of(row))
+        shown = [s for batch in first_batches(arguments, 60) for s in batch.samples]
         for sample in shown:
             text = "".join(text for text, use in sample.tokens if use == "learned")
-            assert [text.removesuffix("</s>").replace("·", " ").strip()] == captions[sample.image]
+            caption = text.removesuffix("</s>").replace("·", " ").strip()
+            assert caption in captions[sample.image]
             assert sample.size == (32, 32)
         replaced = [line for sample in shown for line in sample.replaces]
         assert any("cannot identify" in line for line in replaced)
@@ -127,6 +135,12 @@ class TestVerify:
         assert sum(part["usable_captions"] for part in parts) == 27
         assert sum(part["unusable_images"] for part in parts) == 2
         assert sum(part["empty_captions"] for part in parts) == 1
+        texts = [json.loads(line)["caption"] for line in (faulty / "metadata.jsonl").open()]
+        tokens = make_tokenizer()(texts, add_special_tokens=False)["input_ids"]
+        lengths = [2 + len(ids) for ids in tokens]
+        assert max(part["caption_tokens"]["longest"] for part in parts) == max(lengths) > 11
+        cut = sum(length > 11 for length in lengths)
+        assert sum(part["cut_captions"] for part in parts) == cut > 0
         repeated = sum(part["duplicate_images"] for part in parts)
         assert repeated + summary["held_out_images_in_train"] == 1
 
