@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from hive_vision.data.sampler import LengthBucketedSampler
+from hive_vision.data.sampler import WINDOW_SHARDS, LengthBucketedSampler, OrderedPart
 
 thorough = settings(deadline=None, derandomize=True, max_examples=60)
 sizes = st.integers(1, 150)
@@ -24,6 +24,36 @@ def lengths_of(size: int, seed: int = 0) -> np.ndarray:
 def global_batches(size: int, batch_size: int, num_batches: int, seed: int = 0) -> np.ndarray:
     sampler = LengthBucketedSampler(lengths_of(size), batch_size, num_batches, seed)
     return np.array(list(sampler.batches()))
+
+
+def plain_batches(lengths: np.ndarray, batch_size: int, num_batches: int, seed: int) -> list:
+    """The order of a single source as version 0.1 had it, written down in the plainest way."""
+    size, batches, first = len(lengths), [], 0
+    epochs = num_batches * batch_size // size + 2
+    stream = [np.random.default_rng([seed, 0, epoch]).permutation(size) for epoch in range(epochs)]
+    rows = np.concatenate(stream)
+    while len(batches) < num_batches:
+        epoch = first * batch_size // size
+        epoch_end = -(-(epoch + 1) * size // batch_size)
+        count = min(32, epoch_end - first)
+        pool = rows[first * batch_size : (first + count) * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")].reshape(count, batch_size)
+        batches += pool[np.random.default_rng([seed, 1, first]).permutation(count)].tolist()
+        first += count
+    return batches[:num_batches]
+
+
+@given(size=sizes, batch_size=batch_sizes, num_batches=st.integers(1, 120), seed=seeds)
+@thorough
+def test_a_single_source_keeps_the_order_of_older_runs(
+    size: int, batch_size: int, num_batches: int, seed: int
+) -> None:
+    expected = plain_batches(lengths_of(size), batch_size, num_batches, seed)
+    assert global_batches(size, batch_size, num_batches, seed).tolist() == expected
+    one_part = LengthBucketedSampler(
+        lengths_of(size), batch_size, num_batches, seed, [OrderedPart(size)]
+    )
+    assert np.array(list(one_part.batches())).tolist() == expected
 
 
 @given(size=sizes, batch_size=batch_sizes, seed=seeds)
@@ -169,3 +199,120 @@ def test_sharding_keeps_the_global_batches(processes: int, accumulation: int, wo
     # (steps, accumulation, processes, micro): the order in which the sampler gave the rows.
     together = np.stack(shards, axis=2).reshape(num_batches, batch_size)
     np.testing.assert_array_equal(together, expected)
+
+
+def make_parts(draw: st.DrawFn) -> list[OrderedPart]:
+    parts = []
+    for _ in range(draw(st.integers(1, 4))):
+        size = draw(st.integers(1, 60))
+        weight = draw(st.sampled_from([0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0]))
+        per_shard = draw(st.none() | st.integers(1, 7))
+        shards = None if per_shard is None else np.arange(size) // per_shard
+        parts.append(OrderedPart(size, weight, shards))
+    return parts
+
+
+mixtures = st.composite(make_parts)()
+
+
+def mixed(parts: list[OrderedPart], batch_size: int, num_batches: int, seed: int = 0):
+    size = sum(part.size for part in parts)
+    return LengthBucketedSampler(lengths_of(size), batch_size, num_batches, seed, parts)
+
+
+class TestMixtures:
+    @given(parts=mixtures, seed=seeds)
+    @thorough
+    def test_each_epoch_holds_the_weighted_share_of_each_source(
+        self, parts: list[OrderedPart], seed: int
+    ) -> None:
+        epochs = 4
+        shares = [max(1, round(part.weight * part.size)) for part in parts]
+        sampler = mixed(parts, sum(shares), epochs, seed)  # a batch is an epoch
+        owner = np.repeat(np.arange(len(parts)), [part.size for part in parts])
+        seen = np.zeros(len(owner), dtype=int)
+        for batch in sampler.batches():
+            assert np.bincount(owner[batch], minlength=len(parts)).tolist() == shares
+            seen += np.bincount(batch, minlength=len(owner))
+        for source, share in enumerate(shares):
+            # Fractions rotate: nothing is seen again before everything has been seen.
+            counts = seen[owner == source]
+            assert counts.sum() == epochs * share
+            assert counts.max() - counts.min() <= 1
+
+    @given(parts=mixtures, batch_size=batch_sizes, start=st.integers(0, 70), seed=seeds)
+    @settings(deadline=None, derandomize=True, max_examples=20)
+    def test_going_on_anywhere_gives_the_rest(
+        self, parts: list[OrderedPart], batch_size: int, start: int, seed: int
+    ) -> None:
+        whole = [batch.tolist() for batch in mixed(parts, batch_size, 60, seed).batches()]
+        assert len(whole) == 60
+        rest = [batch.tolist() for batch in mixed(parts, batch_size, 60, seed).batches(start)]
+        assert rest == whole[start:]
+        longer = [batch.tolist() for batch in mixed(parts, batch_size, 90, seed).batches()]
+        assert longer[:60] == whole
+
+    def test_sources_are_mixed_all_along(self) -> None:
+        parts = [OrderedPart(300), OrderedPart(100, 3.0), OrderedPart(600, 0.5)]
+        sampler = mixed(parts, 90, 10)
+        share = np.array([np.mean(batch < 300) for batch in sampler.batches()])
+        assert abs(share - 1 / 3).max() < 0.2
+
+    def test_equal_sources_have_orders_of_their_own(self) -> None:
+        sampler = mixed([OrderedPart(50), OrderedPart(50)], 100, 1)
+        first, second = (sampler._pass(source, 0).tolist() for source in (0, 1))
+        assert first != second
+
+    def test_lengths_have_to_fit(self) -> None:
+        with pytest.raises(ValueError, match="5 samples in the parts but 6 lengths"):
+            LengthBucketedSampler(lengths_of(6), 2, 2, 0, [OrderedPart(5)])
+
+
+class TestShards:
+    def epoch(self, shards: int, per_shard: int, epoch: int = 0, seed: int = 0) -> np.ndarray:
+        part = OrderedPart(shards * per_shard, shards=np.arange(shards * per_shard) // per_shard)
+        return mixed([part], 1, 1, seed)._epoch(epoch)
+
+    def test_few_shards_are_read_at_a_time(self) -> None:
+        per_shard = 20
+        shards = self.epoch(40, per_shard) // per_shard
+        window = WINDOW_SHARDS * per_shard
+        for start in range(0, len(shards), window):
+            assert len(np.unique(shards[start : start + window])) == WINDOW_SHARDS
+        ends = [np.flatnonzero(shards == shard).max() for shard in range(40)]
+        starts = [np.flatnonzero(shards == shard).min() for shard in range(40)]
+        assert (np.array(ends) - starts < window).all()
+
+    def test_samples_of_a_window_are_shuffled(self) -> None:
+        rows = self.epoch(WINDOW_SHARDS, 50)
+        assert sorted(rows) == list(range(WINDOW_SHARDS * 50))
+        assert abs(np.corrcoef(rows, np.arange(len(rows)))[0, 1]) < 0.2
+
+    def test_every_epoch_and_seed_has_another_order_of_shards(self) -> None:
+        orders = {
+            tuple(self.epoch(40, 5, epoch, seed)[::40] // 5) for epoch in (0, 1) for seed in (0, 1)
+        }
+        assert len(orders) == 4
+
+    def test_numbers_of_shards_may_have_gaps(self) -> None:
+        part = OrderedPart(30, shards=np.repeat([3, 17, 400], 10))
+        assert sorted(mixed([part], 1, 1)._epoch(0)) == list(range(30))
+
+    def test_batches_are_bucketed_all_the_same(self) -> None:
+        part = OrderedPart(4000, shards=np.arange(4000) // 100)
+        sampler = mixed([part], 32, 125)
+        assert padding(sampler.lengths, np.array(list(sampler.batches()))) < 0.08
+
+
+def test_epochs_are_permuted_once() -> None:
+    # Three million captions must not be permuted anew for every 32 batches.
+    drawn = []
+
+    class Counting(LengthBucketedSampler):
+        def _pass(self, source: int, number: int) -> np.ndarray:
+            drawn.append((source, number))
+            return super()._pass(source, number)
+
+    parts = [OrderedPart(700), OrderedPart(600)]
+    list(Counting(lengths_of(1300), 4, 1300 * 3 // 4, 0, parts).batches())
+    assert sorted(drawn) == [(source, number) for source in (0, 1) for number in range(3)]

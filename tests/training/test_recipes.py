@@ -1,6 +1,7 @@
 """Recipes: those that are shipped, overrides, and what a mistake in one says."""
 
 import dataclasses
+import re
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -8,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
+from hive_vision.data.sources import Source
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.recipes import load_recipe, recipe_names, recipe_path
 
@@ -74,7 +76,8 @@ class TestShipped:
         recipe = load_recipe(name)
         assert recipe.output == content["output"]
         assert recipe.model.vision == content["model"]["vision"]
-        assert recipe.data.train == content["data"]["train"]
+        train = content["data"]["train"]
+        assert recipe.data.train == (Source(**train) if isinstance(train, dict) else train)
         for stage, arguments in recipe.stages.items():
             for key, value in content[stage].items():
                 have = getattr(arguments, key)
@@ -170,6 +173,41 @@ class TestOverrides:
         load_recipe("debug", ["seed=7", "stage1.rules.projectors=7"])
         assert load_recipe("debug").seed == 0
         assert load_recipe("debug").stage1.rules["projectors"] == 2e-3
+
+
+class TestSources:
+    def train(self, minimal: Path, text: str) -> Any:
+        minimal.write_text(minimal.read_text().replace("{train: t}", f"{{train: {text}}}"))
+        return load_recipe(minimal).data.train
+
+    def test_a_source(self, minimal: Path) -> None:
+        chat = Source("chat.json", images="images", format="llava")
+        assert self.train(minimal, "{path: chat.json, images: images, format: llava}") == chat
+        assert load_recipe(minimal, ["data.train=photos"]).data.train == "photos"
+        assert load_recipe(minimal, ["data.train.weight=2"]).data.train.weight == 2.0
+
+    def test_mixture(self, minimal: Path) -> None:
+        text = "[{path: a, weight: 0.5}, {path: b, caption_column: text}]"
+        expected = [Source("a", weight=0.5), Source("b", caption_column="text")]
+        assert self.train(minimal, text) == expected
+
+    @pytest.mark.parametrize("text", ["{pth: a}", "[{path: b}, {path: a, imagse: i}]"])
+    def test_unknown_key(self, minimal: Path, text: str) -> None:
+        minimal.write_text(minimal.read_text().replace("{train: t}", f"{{train: {text}}}"))
+        assert "did you mean 'data.train." in message(recipe=minimal)
+
+    @pytest.mark.parametrize("text", ["{path: a, format: lava}", "{path: a, weight: -1}", "7"])
+    def test_wrong_value(self, minimal: Path, text: str) -> None:
+        minimal.write_text(minimal.read_text().replace("{train: t}", f"{{train: {text}}}"))
+        message(recipe=minimal)
+
+    def test_examples_of_the_documentation(self, minimal: Path) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+        (example,) = re.findall(r"```yaml\n(data:.*?)```", page, re.DOTALL)
+        minimal.write_text(minimal.read_text().replace("data: {train: t}\n", example))
+        data = load_recipe(minimal).data
+        assert [source.weight for source in data.train] == [1.0, 0.5, 2.0]
+        assert data.validation == Source("user/captions", split="test", image_column="picture")
 
 
 class TestMistakes:
