@@ -3,10 +3,10 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import SiglipImageProcessor
+from transformers import Siglip2ImageProcessor, SiglipImageProcessor
 
 from hive_vision.data.captions import BadSample, Caption
-from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator
+from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator, trim_patches
 
 START, END, PAD, IMAGE = 1, 2, 0, 99
 X = IGNORE_INDEX
@@ -93,6 +93,35 @@ def test_images_are_those_of_the_samples(image_processor: SiglipImageProcessor) 
     for row, one in zip(batch["pixel_values"], samples, strict=True):
         alone = image_processor([one["image"]], return_tensors="pt")["pixel_values"][0]
         assert torch.equal(row, alone)
+
+
+def test_padding_of_patches_ends_with_the_batchs_longest() -> None:
+    processor = Siglip2ImageProcessor(patch_size=4, max_num_patches=30)
+    wide, square = sample([5]), sample([6, 7], 1)
+    square["image"] = Image.new("RGB", (10, 10), "red")
+    wide["image"] = Image.new("RGB", (8, 20), "blue")
+    collate = CaptionCollator(processor, PAD)
+    both, one = collate([wide, square]), collate([square])
+    assert both["spatial_shapes"].tolist() == [[8, 3], [5, 5]]
+    assert both["pixel_attention_mask"].sum(dim=1).tolist() == [24, 25]
+    assert both["pixel_values"].shape == (2, 25, 3 * 4 * 4)
+    assert one["pixel_attention_mask"].shape == (1, 25)
+    whole = processor([wide["image"], square["image"]], return_tensors="pt")
+    assert torch.equal(both["pixel_values"], whole["pixel_values"][:, :25])
+    assert not whole["pixel_attention_mask"][:, 25:].any()
+    assert both["labels"].shape == (2, 4)
+
+
+def test_two_patches_are_not_taken_for_two_numbers() -> None:
+    """Shapes (B, 2) stay whole where a mask is as wide as they are."""
+    images = {
+        "pixel_values": torch.ones(2, 2, 12),
+        "pixel_attention_mask": torch.tensor([[1, 0], [1, 0]]),
+        "spatial_shapes": torch.tensor([[1, 1], [1, 1]]),
+    }
+    trimmed = trim_patches(images)
+    assert trimmed["spatial_shapes"].shape == (2, 2)
+    assert trimmed["pixel_values"].shape == (2, 1, 12)
 
 
 def test_sample_ids_and_bad_samples(image_processor: SiglipImageProcessor) -> None:

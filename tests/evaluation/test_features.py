@@ -1,5 +1,6 @@
 """Mean patch features against transformers' own hidden states."""
 
+import shutil
 from pathlib import Path
 
 import datasets
@@ -46,6 +47,42 @@ def test_last_hidden_states_without_prefix(
     np.testing.assert_allclose(features, patches.mean(dim=1).numpy(), atol=1e-5)
     assert labels.tolist() == [3, 1, 4, 1, 5, 9, 2]
     assert (features.dtype, labels.dtype) == (np.float32, np.int64)
+
+
+@torch.no_grad()
+def test_timm_without_its_own_hidden_states(
+    backbone_folders: dict[str, Path], labelled: datasets.Dataset
+) -> None:
+    folder = backbone_folders["timm"]
+    model = load_vision_model(folder).timm_model.eval()
+    pixel_values = AutoImageProcessor.from_pretrained(folder)(list(labelled["image"]))
+    tokens = model.patch_embed(pixel_values["pixel_values"])
+    tokens = model.blocks(model.norm_pre(model.patch_drop(model._pos_embed(tokens))))
+    features, _ = mean_patch_features(folder, labelled)
+    np.testing.assert_allclose(features, tokens[:, 1:].mean(dim=1).numpy(), atol=1e-5)
+
+
+def test_padding_of_images_is_no_feature(
+    backbone_folders: dict[str, Path], tmp_path: Path, labelled: datasets.Dataset
+) -> None:
+    """The same patches in longer padding give the same features."""
+    folder = shutil.copytree(backbone_folders["naflex"], tmp_path / "naflex")
+    processor = AutoImageProcessor.from_pretrained(folder, max_num_patches=23)
+    processor.save_pretrained(folder)
+    features, _ = mean_patch_features(folder, labelled)
+    model = load_vision_model(folder).eval()
+    for row, image in enumerate(labelled["image"]):
+        inputs = trim(processor([image], return_tensors="pt"))
+        with torch.no_grad():
+            hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        np.testing.assert_allclose(features[row], hidden[0].mean(dim=0).numpy(), atol=1e-5)
+
+
+def trim(images: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Cut the padding of one image."""
+    used = int(images["pixel_attention_mask"].sum())
+    assert used < images["pixel_attention_mask"].shape[1], "or there is nothing to show"
+    return {n: v if n == "spatial_shapes" else v[:, :used] for n, v in images.items()}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])

@@ -97,13 +97,11 @@ def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
         if isinstance(source, PreTrainedConfig):
             model = auto_class.from_config(config)
         else:
-            model, report = auto_class.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below like missing ones
-            )
+            model, report = _read(auto_class, source, config)
+            inside = any(key.startswith("vision_model.") for key in report["unexpected_keys"])
+            if report["missing_keys"] and inside:  # a dual encoder that transformers takes whole
+                mapping = {r"^vision_model\.": ""}
+                model, report = _read(auto_class, source, config, key_mapping=mapping)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{role} backbone {_name(source)} cannot be loaded: {reason}") from error
@@ -114,6 +112,17 @@ def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
             f"{model.main_input_name}; a {role} backbone reads {_INPUTS[role]}"
         )
     return model
+
+
+def _read(auto_class: Any, source: Source, config: PreTrainedConfig, **options: Any) -> Any:
+    return auto_class.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported later like missing ones
+        **options,
+    )
 
 
 def _check_report(report: dict[str, Any], backbone: str, wanted: str) -> None:
@@ -291,8 +300,12 @@ def image_token_counts(config: PreTrainedConfig) -> tuple[int, int]:
     with torch.device("meta"):
         model = AutoModel.from_config(config)
         blocks = find_blocks(model, depth)
-        with torch.no_grad(), capture_block_outputs(blocks, range(1, depth + 1)) as outputs:
-            model(**blank_images(config))
+        try:
+            with torch.no_grad(), capture_block_outputs(blocks, range(1, depth + 1)) as outputs:
+                model(**blank_images(config))
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise _not_a_stack(config, f"a blank image fails: {reason}") from error
     shapes = {tuple(features.shape) for features in outputs.values()}
     tokens = min(shape[1] for shape in shapes)
     if has_any_size(config):

@@ -183,7 +183,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.vision_model.supports_gradient_checkpointing:
             self.vision_model._set_gradient_checkpointing(*args, **kwargs)
 
-    def get_encoder_features(self, pixel_values: Tensor, **padding: Tensor) -> dict[int, Tensor]:
+    def get_encoder_features(self, pixel_values: Tensor, **padding: Any) -> dict[int, Tensor]:
         """Run the encoder: ``l -> F_l`` (B, N, D) for the selected 1-based layers l.
 
         Args:
@@ -196,12 +196,12 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.vision_model(pixel_values, **padding)
         return features
 
-    def get_image_features(self, pixel_values: Tensor, **padding: Tensor) -> tuple[Tensor, ...]:
+    def get_image_features(self, pixel_values: Tensor, **padding: Any) -> tuple[Tensor, ...]:
         """Encode and project images (B, C, H, W): for each cross-attention (B, N, E).
 
         Args:
             pixel_values: As for ``get_encoder_features``.
-            **padding: Likewise; who looks at the features needs ``pixel_attention_mask`` too.
+            **padding: Likewise; its ``pixel_attention_mask`` is the features' mask.
         """
         features = self.get_encoder_features(pixel_values, **padding)
         layers = self.config.encoder_layers
@@ -229,6 +229,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
+        image_features_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> HiveOutput:
         """Read captions while looking at images.
@@ -249,22 +250,23 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return_logits: ``False`` saves computing logits that only the loss needed.
             logits_to_keep: Compute logits of this many last positions (or of these positions).
             num_items_in_batch: Supervised tokens of the global batch, see ``next_token_loss``.
-            pixel_attention_mask: 1 for patches, 0 for padding (B, N), where images are padded;
-                needed with ``image_features`` as well.
+            pixel_attention_mask: 1 for patches, 0 for padding (B, N), where images are padded.
             spatial_shapes: Rows and columns of patches (B, 2), likewise.
+            image_features_mask: The mask that belongs to ``image_features`` (B, N), if any.
             **kwargs: Handed to the language model.
         """
         if pixel_values is not None and image_features is None:
             image_features = self.get_image_features(
-                pixel_values, **_given(pixel_attention_mask, spatial_shapes)
+                pixel_values, **_padding(pixel_attention_mask, spatial_shapes)
             )
+            image_features_mask = pixel_attention_mask
         weights: list[Tensor] | None = None
         if image_features is not None:
             if isinstance(image_features, Tensor):
                 image_features = image_features.unbind(1)
             kwargs["image_features"] = tuple(image_features)
-            if pixel_attention_mask is not None:
-                kwargs["image_mask"] = self._image_mask(pixel_attention_mask)
+            if image_features_mask is not None:
+                kwargs["image_mask"] = self._image_mask(image_features_mask)
             _check_pairs(input_ids if inputs_embeds is None else inputs_embeds, image_features[0])
             if output_cross_attentions:
                 kwargs["cross_attention_weights"] = weights = []
@@ -308,27 +310,30 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs: Prompt tokens (B, T), left-padded; or pass ``input_ids``.
             **kwargs: ``pixel_values`` and everything that ``GenerationMixin.generate`` takes.
         """
-        pixel_values, shapes = kwargs.pop("pixel_values", None), kwargs.pop("spatial_shapes", None)
+        pixel_values, mask, shapes = (
+            kwargs.pop(name, None)
+            for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        )
         if pixel_values is not None:
-            features = self.get_image_features(
-                pixel_values, **_given(kwargs.get("pixel_attention_mask"), shapes)
-            )
+            features = self.get_image_features(pixel_values, **_padding(mask, shapes))
             kwargs["image_features"] = torch.stack(features, dim=1)
+            if mask is not None:  # under its own name it would be dropped after the first token
+                kwargs["image_features_mask"] = mask
         return super().generate(inputs, **kwargs)
 
-    def _image_mask(self, pixel_attention_mask: Tensor) -> Tensor:
+    def _image_mask(self, features_mask: Tensor) -> Tensor:
         """(B, N) of 0 and 1 to what sdpa and eager attention take, (B, 1, 1, N) of booleans."""
         if self.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"attention {self.config._attn_implementation!r} cannot leave out the padding of "
                 "images of different shapes; set attn_implementation to sdpa or eager"
             )
-        return pixel_attention_mask.bool()[:, None, None]
+        return features_mask.bool()[:, None, None]
 
 
-def _given(mask: Tensor | None, shapes: Tensor | None) -> dict[str, Tensor]:
-    padding = {"pixel_attention_mask": mask, "spatial_shapes": shapes}
-    return {name: value for name, value in padding.items() if value is not None}
+def _padding(mask: Tensor | None, shapes: Tensor | None) -> dict[str, Any]:
+    """What an encoder of images of any shape is called with; nothing for those of one size."""
+    return {} if shapes is None else {"pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
 def _check_pairs(text: Tensor | None, image: Tensor) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     ProcessorMixin,
 )
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from hive_vision.models.backbones import Source, load_config
 from hive_vision.models.configuration import HiveConfig
@@ -75,7 +76,13 @@ class HiveProcessor(ProcessorMixin):
         try:
             tokenizer = AutoTokenizer.from_pretrained(language, config=text_config)
         except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"{str(language)!r} has no tokenizer: {_first_line(error)}") from error
+            reason = _first_line(error)
+            if not (is_sentencepiece_available() and is_protobuf_available()):
+                reason = (
+                    "if it is a sentencepiece model (tokenizer.model, as MobileLLM's), install "
+                    f"what reads it: pip install 'hive-vision[mobilellm]' ({reason})"
+                )
+            raise ValueError(f"{str(language)!r} has no tokenizer: {reason}") from error
         rows = text_config.vocab_size
         used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         # Further special tokens may lie beyond the embedding (Gemma 3): captions never have them.
@@ -106,7 +113,8 @@ class HiveProcessor(ProcessorMixin):
             max_length=room,
             split_special_tokens=True,  # "<image>" in a caption is text
         )["input_ids"]
-        return [[self.start_token_id, *ids, self.tokenizer.eos_token_id] for ids in encoded]
+        start, end = self.start_token_id, self.tokenizer.eos_token_id
+        return [[start, *ids, end] for ids in encoded]
 
     def __call__(
         self,
