@@ -341,6 +341,10 @@ class TestSelection:
         again = in_memory([None] * 4, ["a", "b", "c", "d"]).select_images([0, 1])
         assert again.fingerprint in found
 
+    def test_fingerprint_knows_whose_caption_it_is(self) -> None:
+        one, other = ([["a", "b"], ["c"]], [["a"], ["b", "c"]])
+        assert in_memory([None] * 2, one).fingerprint != in_memory([None] * 2, other).fingerprint
+
     @given(texts=st.lists(st.text(max_size=5), min_size=2, max_size=8), chunk=st.integers(1, 4))
     @settings(deadline=None, derandomize=True, max_examples=40)
     def test_fingerprint_does_not_know_chunks(self, texts: list[str], chunk: int) -> None:
