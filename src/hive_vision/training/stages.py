@@ -79,7 +79,9 @@ def _vision_tail(model: PreTrainedModel) -> set[str]:
     return {prefix + name for name in unreached_parameters(config.vision_config, deepest)}
 
 
-def apply_rules(model: PreTrainedModel, rules: Rules) -> list[TrainedPart]:
+def apply_rules(
+    model: PreTrainedModel, rules: Rules, groups: Mapping[str, str] | None = None
+) -> list[TrainedPart]:
     """Freeze and unfreeze a model's parameters; nothing of an earlier stage remains.
 
     Args:
@@ -87,6 +89,7 @@ def apply_rules(model: PreTrainedModel, rules: Rules) -> list[TrainedPart]:
         rules: Group name or shell pattern over parameter names -> peak learning rate or
             ``frozen``. The first rule that fits holds. A rule for a group that this model does
             not have is no error; ``vision_tail`` needs no rule, it is always frozen.
+        groups: What ``parameter_groups`` gave, where it was asked before.
 
     Returns:
         One part for each rule that applies to something.
@@ -95,7 +98,7 @@ def apply_rules(model: PreTrainedModel, rules: Rules) -> list[TrainedPart]:
         ValueError: If a parameter has no rule, a pattern fits nothing, or ``vision_tail`` is to
             be trained.
     """
-    groups = parameter_groups(model)
+    groups = parameter_groups(model) if groups is None else groups
     rules = dict(rules)
     if rules.setdefault("vision_tail", "frozen") != "frozen":
         raise ValueError(
