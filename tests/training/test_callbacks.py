@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hive_vision.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
+from hive_vision.training.errors import InterruptedRunError
 
 
 @pytest.fixture
@@ -55,6 +57,7 @@ def test_ctrl_c_saves_and_stops_and_a_second_one_stops_at_once(args, state):
     before = signal.getsignal(signal.SIGINT)
     control = TrainerControl()
     with InterruptCallback(grace_seconds=60) as interrupt:
+        interrupt.on_train_begin(args, state, control)
         interrupt.on_step_end(args, state, control)
         assert not control.should_save
         os.kill(os.getpid(), signal.SIGINT)
@@ -73,6 +76,7 @@ def test_sigterm_saves_and_stops(args, state):
     before = signal.getsignal(signal.SIGTERM)
     control = TrainerControl()
     with InterruptCallback(grace_seconds=60) as interrupt:
+        interrupt.on_train_begin(args, state, control)
         os.kill(os.getpid(), signal.SIGTERM)
         interrupt.on_step_end(args, state, control)
         assert interrupt.signal_number == signal.SIGTERM
@@ -84,7 +88,8 @@ def test_sigterm_ends_the_process_when_saving_takes_longer_than_the_grace():
     script = (
         "import os, signal, time\n"
         "from hive_vision.training.callbacks import InterruptCallback\n"
-        "with InterruptCallback(grace_seconds=0.2):\n"
+        "with InterruptCallback(grace_seconds=0.2) as interrupt:\n"
+        "    interrupt.on_train_begin(None, None, None)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
     )
@@ -96,10 +101,20 @@ def test_sigterm_ends_the_process_when_saving_takes_longer_than_the_grace():
 
 def test_a_run_can_be_told_where_to_stop(args, state):
     control = TrainerControl()
-    interrupt = InterruptCallback(grace_seconds=60, stop_after=3)
+    interrupt = InterruptCallback(grace_seconds=60, stop_after=(Path(args.output_dir).name, 3))
     state.global_step = 2
     interrupt.on_step_end(args, state, control)
     assert not control.should_training_stop
     state.global_step = 3
     interrupt.on_step_end(args, state, control)
     assert control.should_training_stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_steps_ends_the_run_at_once(args, state, number):
+    with InterruptCallback(grace_seconds=60) as interrupt:
+        interrupt.on_train_begin(args, state, TrainerControl())
+        interrupt.on_train_end(args, state, TrainerControl())
+        with pytest.raises(InterruptedRunError) as stop:
+            os.kill(os.getpid(), number)
+        assert stop.value.signal_number == number

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
+from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import checkpoint_folder
 from hive_vision.training.errors import TrainingError
 from hive_vision.training.pretrain import Job
@@ -20,7 +21,8 @@ from tests.training.conftest import stage
 def make_trainer(arguments, number=3):
     """A trainer for one stage of a recipe, and the job around it."""
     run = RunFolder(arguments)
-    job = Job(arguments, run, Watchdog(run.path, 0, 1, stall_seconds=0))
+    watchdog = Watchdog(run.path, 0, 1, stall_seconds=0)
+    job = Job(arguments, run, watchdog, InterruptCallback(grace_seconds=60))
     run.create()
     run.stage("stage1").mkdir(exist_ok=True)
     settings = list(arguments.stages.values())[number - 1]
@@ -136,9 +138,7 @@ def test_loss_that_is_not_finite_names_the_samples(recipe):
     job, trainer = make_trainer(recipe())
     with torch.no_grad():
         job.model.get_input_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(
-        TrainingError, match=r"is nan at step 1; .*divergence.jsonl"
-    ):
+    with pytest.raises(TrainingError, match=r"is nan at step 1; .*divergence.jsonl"):
         trainer.train()
     saved = json.loads((job.run.stage("stage1") / "divergence.jsonl").read_text())
     assert saved["step"] == 1

@@ -37,7 +37,7 @@ from hive_vision.models.cross_attention import (
     ZeroLinear,
     host_projections,
 )
-from hive_vision.models.loss import language_logits, next_token_loss
+from hive_vision.models.loss import language_logits, largest_logits, next_token_loss
 from hive_vision.models.projector import Projector
 from hive_vision.naming import unknown_name
 
@@ -287,7 +287,14 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         loss = None
         if labels is not None:
-            loss = next_token_loss(hidden, labels, head, num_items_in_batch)
+            loss = next_token_loss(
+                hidden,
+                labels,
+                head,
+                self.config.text_config.vocab_size,
+                num_items_in_batch,
+                largest_logits(self.get_output_embeddings()),
+            )
         logits = None
         if return_logits:
             last = isinstance(logits_to_keep, int)

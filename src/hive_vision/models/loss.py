@@ -3,10 +3,12 @@
 Shapes: B captions, T tokens, S supervised tokens, E language-model width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
@@ -42,12 +44,26 @@ def language_logits(
     return logits
 
 
+def largest_logits(output_embeddings: nn.Module) -> float:
+    """How many logits may be computed at once.
+
+    A sharded output projection must be called exactly once in a forward pass: FSDP2 gathers it
+    together with the final norm and tied embeddings, and after a second call silently loses
+    gradients (measured: half the gradient norm of the first step).
+
+    Args:
+        output_embeddings: The language model's output projection.
+    """
+    return math.inf if isinstance(output_embeddings, FSDPModule) else MAX_LOGITS
+
+
 def next_token_loss(
     hidden: Tensor,
     labels: Tensor,
     head: Head,
+    vocabulary: int,
     num_items_in_batch: Tensor | int | None = None,
-    max_logits: int = MAX_LOGITS,
+    max_logits: float = MAX_LOGITS,
 ) -> Tensor:
     """Cross-entropy of the next token, with logits for supervised positions only, in float32.
 
@@ -55,11 +71,12 @@ def next_token_loss(
         hidden: Final states (B, T, E).
         labels: (B, T); -100 is not supervised. Position t is predicted from t - 1.
         head: Maps (S, E) to logits (S, V).
+        vocabulary: V.
         num_items_in_batch: What the summed loss is divided by: the number of supervised tokens
             of the whole global batch, so that accumulation and world size change nothing. The
             number in ``labels`` if not given.
         max_logits: Above this many logits the loss is computed in chunks, recomputed in the
-            backward pass.
+            backward pass; see ``largest_logits``.
 
     Returns:
         A scalar; zero (with a gradient of zero) if nothing is supervised.
@@ -74,12 +91,10 @@ def next_token_loss(
     count = len(targets)
     if count == 0:
         return hidden.sum() * 0.0
-    with torch.no_grad():
-        vocabulary = head(hidden[:1]).shape[-1]
-    rows = max(1, max_logits // vocabulary)
-    if count <= rows:
+    if count * vocabulary <= max_logits:
         total = summed(hidden, targets)
     else:
+        rows = max(1, int(max_logits) // vocabulary)
         total = torch.stack(
             [
                 checkpoint(summed, h, t, use_reentrant=False)

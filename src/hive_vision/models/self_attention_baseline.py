@@ -27,7 +27,7 @@ from hive_vision.models.backbones import (
     load_language_model,
     load_vision_model,
 )
-from hive_vision.models.loss import next_token_loss
+from hive_vision.models.loss import largest_logits, next_token_loss
 
 IMAGE_TOKEN = "<image>"
 
@@ -108,7 +108,14 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
         hidden = outputs.last_hidden_state
         loss = None
         if labels is not None:
-            loss = next_token_loss(hidden, labels, self.lm_head, num_items_in_batch)
+            loss = next_token_loss(
+                hidden,
+                labels,
+                self.lm_head,
+                self.config.text_config.vocab_size,
+                num_items_in_batch,
+                largest_logits(self.lm_head),
+            )
         logits = None
         if return_logits:
             last = isinstance(logits_to_keep, int)

@@ -25,6 +25,7 @@ from rich.progress import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hive_vision.folders import write_text
+from hive_vision.training.errors import InterruptedRunError
 from hive_vision.training.processes import max_over_processes
 
 logger = logging.getLogger(__name__)
@@ -156,17 +157,20 @@ class ProgressCallback(TrainerCallback):
 class InterruptCallback(TrainerCallback):
     """Turns Ctrl-C and SIGTERM into "finish this step, save, stop", on all processes together.
 
-    A second Ctrl-C stops at once. Use it as a context manager around ``train``.
+    A second Ctrl-C stops at once; so does the first one outside of training, where nothing is
+    lost. Use it as a context manager around the whole run.
 
     Args:
         grace_seconds: After SIGTERM, the longest time until the process ends in any case.
-        stop_after: Stop like Ctrl-C after this step, for proofs of resuming.
+        stop_after: Stop like Ctrl-C after this stage and step, for proofs of resuming.
     """
 
-    def __init__(self, grace_seconds: float, stop_after: int | None = None) -> None:
+    def __init__(self, grace_seconds: float, stop_after: tuple[str, int] | None = None) -> None:
         self.grace_seconds = grace_seconds
         self.stop_after = stop_after
         self.signal_number: int | None = None  # what asked this run to stop
+        self.is_ending = False  # an error is being explained: no signal disturbs that
+        self._is_training = False
         self._owner = os.getpid()
         self._first = 0.0
         self._timer: threading.Timer | None = None
@@ -184,7 +188,7 @@ class InterruptCallback(TrainerCallback):
             signal.signal(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self.is_ending:
             return  # a worker of the loader: the trainer ends it when the step is saved
         if self.signal_number is not None:
             # A launcher passes on the Ctrl-C that this process got from the terminal as well.
@@ -192,6 +196,8 @@ class InterruptCallback(TrainerCallback):
                 raise KeyboardInterrupt
             return
         self.signal_number, self._first = number, time.monotonic()
+        if not self._is_training:
+            raise InterruptedRunError("stopped between steps", number)
         if number == signal.SIGINT:
             logger.warning("stopping after this step; press Ctrl-C again to stop at once")
             return
@@ -212,10 +218,22 @@ class InterruptCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for a checkpoint and the end."""
-        if self.stop_after is not None and state.global_step >= self.stop_after:
+        if self.stop_after == (Path(args.output_dir).name, state.global_step):
             self.signal_number = signal.SIGINT
         # Processes get a signal in different steps, but have to stop in the same one.
         agreed = int(max_over_processes(self.signal_number or 0))
         if agreed:
             self.signal_number = agreed
             control.should_save = control.should_training_stop = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._is_training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on a signal ends the run at once: the last step is saved."""
+        self._is_training = False

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.checkpoints import KEPT
+from hive_vision.training.processes import LONGEST_WAIT
 
 
 def split_batch(batch_size: int, micro_batch_size: int, world_size: int) -> tuple[int, int]:
@@ -38,9 +39,21 @@ def split_batch(batch_size: int, micro_batch_size: int, world_size: int) -> tupl
 
 
 def training_arguments(
-    arguments: PretrainArguments, stage: StageArguments, folder: Path, steps: int
+    arguments: PretrainArguments,
+    stage: StageArguments,
+    folder: Path,
+    steps: int,
+    sharded_classes: list[str],
 ) -> TrainingArguments:
-    """Translate a stage of a recipe into transformers' arguments."""
+    """Translate a stage of a recipe into transformers' arguments.
+
+    Args:
+        arguments: The recipe.
+        stage: One of its stages.
+        folder: The stage's folder.
+        steps: Its optimiser steps.
+        sharded_classes: Modules that are gathered as a whole when the model is sharded.
+    """
     micro, accumulation = split_batch(
         stage.batch_size, arguments.micro_batch_size, PartialState().num_processes
     )
@@ -50,10 +63,17 @@ def training_arguments(
         precision = "bfloat16" if has_bfloat16 else "float32"
     # With one process there is nothing to shard, and the same recipe runs.
     sharded = arguments.sharding == "fsdp2" and PartialState().num_processes > 1
+    sharding = {
+        "version": 2,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "transformer_layer_cls_to_wrap": sharded_classes,
+    }
     return TrainingArguments(
         output_dir=str(folder),
         report_to="none",
         disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_timeout=round(LONGEST_WAIT.total_seconds()),
         seed=arguments.seed,
         data_seed=arguments.seed,
         max_steps=steps,
@@ -80,7 +100,7 @@ def training_arguments(
         # Every trainable parameter gets a gradient in every step: what no loss reaches is frozen.
         ddp_find_unused_parameters=False,
         fsdp=True if sharded else None,
-        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if sharded else None,
+        fsdp_config=sharding if sharded else None,
     )
 
 

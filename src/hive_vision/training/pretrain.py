@@ -40,10 +40,13 @@ from hive_vision.training.run_data import load_run_data
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.stages import (
     apply_rules,
+    backbones_of,
     check_gradient_path,
     describe_parts,
     hash_tensors,
     prove_update,
+    sharded_classes,
+    whole_weights,
 )
 from hive_vision.training.trainer import HiveTrainer
 from hive_vision.training.watchdog import Watchdog
@@ -75,31 +78,31 @@ def pretrain(
     if run.results is not None:
         logger.info("%s is already finished; nothing to do", run.path)
         return run.results
-    with Watchdog(
+    watchdog = Watchdog(
         run.path, processes.process_index, processes.num_processes, arguments.faults.stall_seconds
-    ) as watchdog:
+    )
+    interrupt = InterruptCallback(arguments.faults.grace_seconds, stop_after)
+    with interrupt, watchdog:
         try:
-            return _pretrain(arguments, run, watchdog, stop_after)
+            return _pretrain(arguments, run, watchdog, interrupt)
+        except InterruptedRunError:
+            raise
         except RuntimeError as error:
             # What a collective operation says when another process died does not name it.
-            lost = None
-            if not isinstance(error, InterruptedRunError):
-                lost = watchdog.lost_process(patience=5)
+            interrupt.is_ending = True
+            lost = watchdog.lost_process(patience=5)
             if lost is None:
                 raise
             raise TrainingError(f"{lost}; run the same command again to go on") from error
 
 
 def _pretrain(
-    arguments: PretrainArguments,
-    run: RunFolder,
-    watchdog: Watchdog,
-    stop_after: tuple[str, int] | None,
+    arguments: PretrainArguments, run: RunFolder, watchdog: Watchdog, interrupt: InterruptCallback
 ) -> dict[str, Any]:
     if arguments.miniature is not None:
         settings = arguments.miniature
         on_main(lambda: ensure_miniature(settings))
-    job = Job(arguments, run, watchdog, stop_after)
+    job = Job(arguments, run, watchdog, interrupt)
     on_main(run.create)
     with run.locked():
         return job.finish([job.train_stage(name) for name in job.stages])
@@ -113,12 +116,12 @@ class Job:
         arguments: PretrainArguments,
         run: RunFolder,
         watchdog: Watchdog,
-        stop_after: tuple[str, int] | None = None,
+        interrupt: InterruptCallback,
     ) -> None:
         self.arguments = arguments
         self.run = run
         self.watchdog = watchdog
-        self.stop_after = stop_after
+        self.interrupt = interrupt
         data, model = arguments.data, arguments.model
         watchdog.progress("loading models and data")
         self.processor = HiveProcessor.from_backbones(
@@ -244,7 +247,13 @@ class Job:
         folder = self.run.stage(name)
         trainer = HiveTrainer(
             self.model,
-            training_arguments(self.arguments, stage, folder, stage.steps(self.data.samples)),
+            training_arguments(
+                self.arguments,
+                stage,
+                folder,
+                stage.steps(self.data.samples),
+                sharded_classes(self.model),
+            ),
             parts=parts,
             train_data=self.train_data,
             held_out=self.held_out,
@@ -303,19 +312,16 @@ class Job:
         if checkpoint is not None:
             self._check_same_data(checkpoint, read_manifest(checkpoint, "checkpoint"))
         progress = ProgressCallback(name)
-        stop_after = self.stop_after[1] if self.stop_after and self.stop_after[0] == name else None
-        interrupt = InterruptCallback(self.arguments.faults.grace_seconds, stop_after)
         metrics = MetricsCallback(self.run.metrics, name)
-        trainer = self.trainer(name, stage, parts, callbacks=[metrics, progress, interrupt])
+        trainer = self.trainer(name, stage, parts, callbacks=[metrics, progress, self.interrupt])
         try:
-            with interrupt:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             progress.close()
-        if interrupt.signal_number is not None:
+        if self.interrupt.signal_number is not None:
             raise InterruptedRunError(
                 f"{name} stopped after step {trainer.state.global_step}, saved",
-                interrupt.signal_number,
+                self.interrupt.signal_number,
             )
         losses = {
             "held_out_loss": trainer.held_out_loss(),
@@ -325,7 +331,7 @@ class Job:
         if not math.isfinite(loss):
             raise TrainingError(f"{name} ended with a held-out loss of {loss}; lower its rates")
         self.watchdog.progress(f"writing the model of {name}")
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        weights = whole_weights(self.model)
         result = {
             "name": name,
             "steps": stage.steps(self.data.samples),
@@ -376,9 +382,7 @@ class Job:
             trainer = self.trainer("held_out", StageArguments(max_steps=1), [])
             results["held_out_loss"] = trainer.held_out_loss("none")
         self._renew_model()
-        vision = (
-            self.model.vision_model if arguments.method != "sa" else self.model.model.vision_tower
-        )
+        vision, _ = backbones_of(self.model)
         card = encoder_card(arguments.model.vision, arguments.method, _summary(results))
         image_processor = self.processor.image_processor
         on_main(lambda: export_encoder(vision, image_processor, self.run.encoder, card, self.facts))

@@ -19,7 +19,8 @@ def start_processes() -> PartialState:
     """Join the other processes of ``torchrun`` or ``accelerate launch``, if there are any."""
     if PartialState._shared_state:
         return PartialState()
-    return PartialState(timeout=LONGEST_WAIT)
+    # Without saying so, accelerate starts several independent runs where there is no accelerator.
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
 
 
 def on_main(function: Callable[[], T]) -> T:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from hive_vision.models.backbones import unreached_parameters
+from hive_vision.models.backbones import find_blocks, unreached_parameters
 from hive_vision.models.cross_attention import CrossAttention
 from hive_vision.naming import unknown_name
 
@@ -67,6 +68,24 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
         assert group is not None, name
         groups[name] = "vision_tail" if name in tail else group
     return groups
+
+
+def backbones_of(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Give encoder and language model of a `HiveForConditionalGeneration` or a LLaVA model."""
+    if model.config.model_type == "llava":
+        return model.model.vision_tower, model.model.language_model
+    return model.vision_model, model.language_model
+
+
+def sharded_classes(model: PreTrainedModel) -> list[str]:
+    """Name the modules that are gathered as a whole when a model is sharded: its blocks."""
+    vision, language = backbones_of(model)
+    blocks = [
+        find_blocks(vision, model.config.vision_config.num_hidden_layers)[0],
+        find_blocks(language, model.config.text_config.num_hidden_layers)[0],
+        *(module for module in model.modules() if isinstance(module, CrossAttention)),
+    ]
+    return sorted({type(block).__name__ for block in blocks})
 
 
 def _vision_tail(model: PreTrainedModel) -> set[str]:
@@ -159,6 +178,16 @@ def describe_parts(parts: list[TrainedPart]) -> str:
             f"{part.rule:<{width}}  {part.size:>13,} parameters  {count:>4} tensors  {rate}"
         )
     return "\n".join(lines)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Collect a model's weights on the CPU, also where each process holds a part of them.
+
+    All processes call it; the main one gets the weights, the others may get none.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Tensor] = get_model_state_dict(model, options=options)
+    return weights
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -93,6 +94,16 @@ class HiveTrainer(Trainer):
         self._step_loss: Tensor = torch.zeros((), device=args.device)
         self._step_logs: dict[str, float] = {}
         self._tokens = torch.zeros(2, dtype=torch.int64, device=args.device)  # real, all
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers; shards on CPUs too, where accelerate would silently not."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is not None and not self.is_fsdp_enabled:
+            state = self.accelerator.state
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            # Both, as accelerate does: each new AcceleratorState copies PartialState's.
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         batch_size = (
@@ -271,6 +282,8 @@ class HiveTrainer(Trainer):
                     folder = self._staging / f"checkpoint-{step}"
                     write_json(folder / GUARD_STATE, self.guard.state())
         except (OSError, RuntimeError, SafetensorError) as error:
+            if self.watchdog.lost_process(patience=5) is not None:
+                raise  # not this disk's fault
             kept = last_checkpoint(self._stage) or "none yet"
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(
