@@ -212,6 +212,7 @@ class Job:
             "data": {
                 "fingerprint": self.data.fingerprint,
                 "captions": len(self.train_data),
+                "excluded": self.data.excluded,
             },
         }
 

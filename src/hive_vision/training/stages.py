@@ -186,8 +186,8 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     All processes call it; the main one gets the weights, the others may get none.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Tensor] = get_model_state_dict(model, options=options)
-    return weights
+    weights = get_model_state_dict(model, options=options)
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:

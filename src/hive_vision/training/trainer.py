@@ -51,6 +51,7 @@ class HiveTrainer(Trainer):
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: LambdaLR | None
     control: TrainerControl
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
