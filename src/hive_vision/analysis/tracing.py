@@ -11,7 +11,7 @@ Shapes: B captions, T text tokens, L tokens of the language model (T, or T and t
 import math
 import weakref
 from contextlib import nullcontext
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,25 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
+
+# Operations that change the values of their first argument and nothing else.
+_IN_PLACE = frozenset(("add_", "sub_", "mul_", "div_", "zero_", "fill_", "copy_", "masked_fill_"))
 
 # How a size grows: not at all, with B, B T, B L and B L^2.
 _CLASSES = 5
 
+# Prime factors up to this one can be those of any size.
+_SMALL = 31
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """The primes of a trace: batch B, text tokens T, and L with the image's placeholders."""
+    """The sizes of a trace: batch B, text tokens T, and L with the image's placeholders.
+
+    B and T are primes, L has a prime factor; none of those divides a size of the model.
+    """
 
     batch: int
     text: int
@@ -101,7 +109,7 @@ class Trace:
 
 
 def choose_sizes(model: torch.nn.Module, image_tokens: int) -> Sizes:
-    """Find primes that divide no size of the model.
+    """Find sizes that cannot be taken for sizes of the model.
 
     Args:
         model: The model.
@@ -110,10 +118,13 @@ def choose_sizes(model: torch.nn.Module, image_tokens: int) -> Sizes:
     taken = {size for tensor in model.parameters() for size in (*tensor.shape, tensor.numel())}
 
     def free(number: int) -> bool:
-        return _is_prime(number) and all(size % number for size in taken)
+        factor = _largest_prime_factor(number)
+        return factor > _SMALL and all(size % factor for size in taken)
 
-    batch = next(number for number in range(1009, 10**6) if free(number))
-    text = next(n for n in range(61, 10**6) if free(n) and free(n + image_tokens))
+    batch = next(n for n in range(1009, 10**6) if _is_prime(n) and free(n))
+    text = next(
+        n for n in range(61, 10**6) if _is_prime(n) and free(n) and free(n + image_tokens)
+    )
     return Sizes(batch, text, text + image_tokens)
 
 
@@ -158,6 +169,8 @@ def trace_step(
             result = loss(inputs)
             saved = np.array(ledger.live)
             result.backward()
+            del result
+            ledger.note()
     finally:
         for handle in handles:
             handle.remove()
@@ -192,6 +205,7 @@ class _Ledger(TorchDispatchMode):
         self._known = [tensor.untyped_storage() for tensor in (*known, *gradients)]
         self._seen = {storage._cdata for storage in self._known}
         self._results: dict[Any, Any] = {}
+        self._makes_new: dict[Any, bool] = {}
 
     def follow(self, tensor: Tensor) -> None:
         """Count a tensor's storage until it is freed."""
@@ -224,30 +238,37 @@ class _Ledger(TorchDispatchMode):
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
                 self.follow(tensor)
-        self.timeline.append(tuple(self.live))
-        self.gradients.append(self._gradient)
+        self.note()
         return result
 
+    def note(self) -> None:
+        """Write down what is alive."""
+        self.timeline.append(tuple(self.live))
+        self.gradients.append(self._gradient)
+
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        schema = func._schema
-        if any(value.alias_info is not None for value in schema.returns) or schema.is_mutable:
-            return func(*args, **kwargs)
-        key = (func, *_describe(args), *_describe(tuple(kwargs.items())))
-        if key not in self._results:
+        fresh = self._makes_new.get(func)
+        if fresh is None:
+            returns = func._schema.returns
+            fresh = not (func._schema.is_mutable or any(r.alias_info is not None for r in returns))
+            self._makes_new[func] = fresh
+        if not fresh:
+            in_place = func.overloadpacket.__name__ in _IN_PLACE
+            return args[0] if in_place else func(*args, **kwargs)
+        key = (func, _describe(args), _describe(kwargs))
+        known = self._results.get(key)
+        if known is None:
             result = func(*args, **kwargs)
-            is_tensor = isinstance(result, Tensor)
-            results = (result,) if is_tensor else result
-            plain = isinstance(results, tuple) and all(isinstance(r, Tensor) for r in results)
-            self._results[key] = (is_tensor, [_shape(r) for r in results]) if plain else None
+            results = result if isinstance(result, tuple) else (result,)
+            if all(isinstance(tensor, Tensor) for tensor in results):
+                self._results[key] = (isinstance(result, tuple), [_shape(r) for r in results])
             return result
-        if self._results[key] is None:
-            return func(*args, **kwargs)
-        is_tensor, shapes = self._results[key]
-        made = tuple(
+        several, shapes = known
+        made = [
             torch.empty_strided(size, stride, dtype=dtype, device="meta")
             for size, stride, dtype in shapes
-        )
-        return made[0] if is_tensor else made
+        ]
+        return tuple(made) if several else made[0]
 
 
 class _OnDevice(TorchFunctionMode):
@@ -312,10 +333,15 @@ def _attention(
     return output
 
 
-def _describe(value: Any) -> Iterator[Any]:
-    """Everything of the arguments that the shape of a result can depend on."""
-    for leaf in tree_leaves(value):
-        yield _shape(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+def _describe(value: Any) -> Any:
+    """Everything of an argument that the shape of a result can depend on."""
+    if isinstance(value, Tensor):
+        return _shape(value)
+    if isinstance(value, tuple | list):
+        return tuple(map(_describe, value))
+    if isinstance(value, dict):
+        return tuple((key, _describe(item)) for key, item in value.items())
+    return type(value), value
 
 
 def _shape(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
@@ -323,4 +349,13 @@ def _shape(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
 
 
 def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+    return number > 1 and _largest_prime_factor(number) == number
+
+
+def _largest_prime_factor(number: int) -> int:
+    divisor = 2
+    while divisor * divisor <= number:
+        while number % divisor == 0 and number > divisor:
+            number //= divisor
+        divisor += 1
+    return number

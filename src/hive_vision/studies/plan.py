@@ -87,7 +87,7 @@ def make_plan(
         if steps == 0:
             continue
         try:
-            apply_rules(model, stage.rules)
+            apply_rules(model, stage.rules, groups)
             split_batch(stage.batch_size, arguments.micro_batch_size, devices)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
