@@ -16,6 +16,7 @@ def test_the_fullest_moment_counts() -> None:
         kept = [megabyte() for _ in range(5)]
         del kept
         kept = [megabyte() for _ in range(3)]
+        assert len(kept) == 3
 
     assert 5 * MEGABYTE <= measure_peak(work) < 5.1 * MEGABYTE
 

@@ -10,10 +10,10 @@ Shapes: B captions, T text tokens, L tokens of the language model (T, or T and t
 
 import math
 import weakref
-from contextlib import nullcontext
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -122,9 +122,7 @@ def choose_sizes(model: torch.nn.Module, image_tokens: int) -> Sizes:
         return factor > _SMALL and all(size % factor for size in taken)
 
     batch = next(n for n in range(1009, 10**6) if _is_prime(n) and free(n))
-    text = next(
-        n for n in range(61, 10**6) if _is_prime(n) and free(n) and free(n + image_tokens)
-    )
+    text = next(n for n in range(61, 10**6) if _is_prime(n) and free(n) and free(n + image_tokens))
     return Sizes(batch, text, text + image_tokens)
 
 
@@ -168,7 +166,7 @@ def trace_step(
                 ledger.follow(tensor)
             result = loss(inputs)
             saved = np.array(ledger.live)
-            result.backward()
+            torch.autograd.backward(result)
             del result
             ledger.note()
     finally:
@@ -185,7 +183,7 @@ def trace_step(
     )
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every storage from its first tensor to the last, and counts operations.
 
     Results of what was computed before are made without asking the meta kernel again: those
@@ -193,7 +191,7 @@ class _Ledger(TorchDispatchMode):
     """
 
     def __init__(self, sizes: Sizes, known: tuple[Tensor, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes = sizes
         self.live = [0.0] * _CLASSES
         self.flops = [0.0] * _CLASSES
@@ -322,15 +320,15 @@ def _attention(
     """Attention by the kernels that keep no weights; the meta device would take the plain one."""
     if attn_mask is None:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
-        output: Tensor = flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        return output
+        (output, *_) = flash(query, key, value, dropout_p, is_causal, scale=scale)
+        return cast(Tensor, output)
     mask = attn_mask
     if mask.dtype == torch.bool:
         mask = torch.where(mask, 0.0, -math.inf).to(query.dtype)
     mask = mask.expand(*query.shape[:2], query.shape[2], key.shape[2])
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    output = efficient(query, key, value, mask, True, dropout_p, is_causal, scale=scale)[0]
-    return output
+    (output, *_) = efficient(query, key, value, mask, True, dropout_p, is_causal, scale=scale)
+    return cast(Tensor, output)
 
 
 def _describe(value: Any) -> Any:

@@ -35,7 +35,7 @@ def plan_report(plan: Mapping[str, Any]) -> Iterator[Table | str]:
         f"({device['share_reason']}). Loading of images is not in it."
     )
     if device["kind"] == "cuda":
-        yield f"Memory: {_gib(device['memory'])} GiB of the device count: {device['memory_reason']}."
+        yield f"Memory: {_gib(device['memory'])} GiB of it are used: {device['memory_reason']}."
     if _sharded(plan):
         yield "Memory with fsdp2 is an estimate: everything divided, plus what is gathered at once."
 

@@ -154,9 +154,7 @@ def _steps(name: str, stage: StageArguments, samples: int | None) -> int:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _captions(
-    arguments: PretrainArguments, tokens: float | None, samples: int | None
-) -> Captions:
+def _captions(arguments: PretrainArguments, tokens: float | None, samples: int | None) -> Captions:
     """Take the lengths that were given, those of the data if it is here, or assume some."""
     if tokens is not None:
         return Captions(tokens, math.ceil(tokens), samples, "given")
