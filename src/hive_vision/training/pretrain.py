@@ -44,6 +44,7 @@ from hive_vision.training.stages import (
     check_gradient_path,
     describe_parts,
     hash_tensors,
+    parameter_groups,
     prove_update,
     sharded_classes,
     whole_weights,
@@ -139,8 +140,10 @@ class Job:
         self._handed_on = run.stage(finished[-1]) / "model" if finished else None
         self.model = self._load_model()
         self._is_fresh = True
+        # Found by tracing the encoder, which takes a while: once for all stages.
+        self.groups = parameter_groups(self.model) if self.stages else {}
         for name in reversed(self.stages):
-            apply_rules(self.model, self.stages[name].rules)
+            apply_rules(self.model, self.stages[name].rules, self.groups)
         if self.stages and not finished:
             check_gradient_path(self.model)
 
@@ -304,7 +307,7 @@ class Job:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             # It lets what leaves the embeddings need gradients, those of a frozen encoder too.
             self.model.disable_input_require_grads()
-        parts = apply_rules(self.model, stage.rules)
+        parts = apply_rules(self.model, stage.rules, self.groups)
         check_gradient_path(self.model)
         logger.info("%s", describe_parts(parts))
         names = [name for part in parts for name in part.names]
