@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -11,10 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, LlavaForConditionalGeneration
 
+from hive_vision.data.collators import CaptionCollator
+from hive_vision.folders import check_folder
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
+from hive_vision.training.arguments import FaultArguments
+from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.errors import InterruptedRunError, TrainingError
-from hive_vision.training.pretrain import pretrain
+from hive_vision.training.pretrain import Job, pretrain
+from hive_vision.training.run_folder import RunFolder
+from hive_vision.training.watchdog import Watchdog
 from tests.conftest import VOCABULARY, make_tokenizer, text_config
 from tests.training.conftest import FROZEN, stage
 
@@ -188,3 +195,131 @@ def test_bad_input_is_one_line_and_leaves_no_folder(recipe, backbone_folders, tm
             pretrain(recipe(**options))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "run").exists(), message
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """The samples of one batch, whose images become NaN; fill the list."""
+
+    bad: list[int] = []
+    collate = CaptionCollator.__call__
+
+    def poisoned(self, samples):
+        batch = collate(self, samples)
+        if batch["sample_ids"] == bad:
+            batch["pixel_values"] = batch["pixel_values"] * torch.nan
+        return batch
+
+    monkeypatch.setattr(CaptionCollator, "__call__", poisoned)
+    return bad
+
+
+def sample_ids_of(arguments, step: int) -> list[int]:
+    """The samples of a step, counted from 1, of the first stage."""
+    watchdog = Watchdog(Path(arguments.output), 0, 1, stall_seconds=0)
+    job = Job(arguments, RunFolder(arguments), watchdog, InterruptCallback(grace_seconds=60))
+    loader = job.trainer("stage1", arguments.stage1, []).get_train_dataloader()
+    return next(b["sample_ids"] for n, b in enumerate(loader, start=1) if n == step)
+
+
+def run_poisoned(recipe, tmp_path, poison, action: str, step: int):
+    settings = stage(1, max_steps=8)
+    arguments = recipe(
+        stage1=settings,
+        stage2=stage(2, max_steps=0),
+        stage3=stage(3, max_steps=0),
+        output=str(tmp_path / action),
+        save_every=2,
+        faults=FaultArguments(on_divergence=action, max_events=1),
+    )
+    poison[:] = sample_ids_of(dataclasses.replace(arguments, output=str(tmp_path / "order")), step)
+    pretrain(arguments)
+    lines = (tmp_path / action / "metrics.jsonl").read_text().splitlines()
+    model = HiveForConditionalGeneration.from_pretrained(tmp_path / action / "stage1" / "model")
+    return [json.loads(line) for line in lines], model.state_dict()
+
+
+def test_skipped_step_changes_nothing_and_is_named(recipe, tmp_path, poison):
+    metrics, weights = run_poisoned(recipe, tmp_path, poison, "skip", step=5)
+    assert all(weight.isfinite().all() for weight in weights.values())
+    (event,) = (tmp_path / "skip" / "stage1" / "divergence.jsonl").read_text().splitlines()
+    assert json.loads(event)["step"] == 5
+    assert json.loads(event)["sample_ids"] == poison
+    norms = {line["step"]: line["grad_norm"] for line in metrics if "grad_norm" in line}
+    assert sorted(norms) == list(range(1, 9)), "every step is logged, and once"
+    assert [step for step, norm in norms.items() if norm != norm] == [5]
+
+
+def test_rollback_goes_on_from_the_last_good_checkpoint_without_that_data(recipe, tmp_path, poison):
+    """At step 5, right after a checkpoint, it is the same as leaving that step out."""
+    _, skipped = run_poisoned(recipe, tmp_path, poison, "skip", step=5)
+    metrics, rolled_back = run_poisoned(recipe, tmp_path, poison, "rollback", step=5)
+    for name, weight in skipped.items():
+        assert torch.equal(rolled_back[name], weight), name
+    saved = json.loads((tmp_path / "rollback" / "stage1" / "skipped_steps.json").read_text())
+    assert saved == {"steps": [5], "rollbacks": 1}
+    steps = [line["step"] for line in metrics if "loss" in line]
+    assert steps == list(range(1, 9))
+
+
+def test_rollback_past_several_steps_leaves_all_their_data_out(recipe, tmp_path, poison):
+    run_poisoned(recipe, tmp_path, poison, "rollback", step=4)
+    saved = json.loads((tmp_path / "rollback" / "stage1" / "skipped_steps.json").read_text())
+    assert saved["steps"] == [3, 4], "the checkpoint before it is that of step 2"
+
+
+def test_padding_is_logged(recipe, tmp_path, lines_of):
+    pretrain(recipe())
+    shares = [line["padding"] for line in lines_of(tmp_path / "run" / "metrics.jsonl")[:2]]
+    assert all(0 <= share < 1 for share in shares)
+    arguments = recipe(output=str(tmp_path / "other"))
+    job = Job(
+        arguments,
+        RunFolder(arguments),
+        Watchdog(tmp_path, 0, 1, stall_seconds=0),
+        InterruptCallback(grace_seconds=60),
+    )
+    masks = [
+        batch["attention_mask"].float()
+        for batch in job.trainer("stage1", arguments.stage1, []).get_train_dataloader()
+    ]
+    assert shares == pytest.approx([1 - mask.mean().item() for mask in masks], abs=1e-6)
+
+
+def test_other_data_is_refused_when_going_on(recipe, image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    arguments = recipe(data={"train": str(folder)})
+    with pytest.raises(InterruptedRunError):
+        pretrain(arguments, stop_after=("stage2", 1))
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("circle", "square"))
+    with pytest.raises(ValueError, match=r"captions with fingerprint .* restore the data") as error:
+        pretrain(arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", [("stage1", 1), ("stage2", 2), ("stage3", 1)])
+def test_run_can_be_stopped_anywhere_for_a_proof(recipe, tmp_path, where):
+    arguments = recipe(output=str(tmp_path / "stopped"))
+    with pytest.raises(InterruptedRunError, match=f"{where[0]} stopped after step {where[1]}"):
+        pretrain(arguments, stop_after=where)
+    pretrain(arguments)
+    pretrain(recipe(output=str(tmp_path / "undisturbed")))
+    assert_same_weights(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
+def test_what_is_handed_on_says_what_it_is(recipe, tmp_path):
+    pretrain(recipe())
+    run = tmp_path / "run"
+    for folder, kind in ((run / "stage1" / "model", "model"), (run / "encoder", "encoder")):
+        manifest = check_folder(folder, kind)
+        assert manifest["method"] == "hive"
+        assert manifest["data"]["captions"] == 32
+        assert "model.safetensors" in manifest["files"]
+    (run / "results.json").unlink()
+    with (run / "stage3" / "model" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x00")
+    with pytest.raises(ValueError, match=r"model.safetensors has other bytes than were written"):
+        pretrain(recipe())

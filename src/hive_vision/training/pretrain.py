@@ -276,23 +276,19 @@ class Job:
         """Train one stage, prove what moved, and leave its model in the run folder."""
         folder, stage = self.run.stage(name), self.stages[name]
         result = self.run.stage_result(name)
-        if result is None:
-            logger.info("%s: %d steps of %d captions", name, *self._length(stage))
-            while True:
-                try:
-                    result = self._train(name, stage, folder)
-                    break
-                except RollBackError as rollback:
-                    self._roll_back(name, folder, rollback.step)
-        else:
+        if result is not None:
             logger.info("%s is already finished", name)
-        if self._handed_on != folder / "model":
-            self._handed_on, self._is_fresh = folder / "model", False
+        else:
+            steps = stage.steps(self.data.samples)
+            logger.info("%s: %d steps of %d captions", name, steps, stage.batch_size)
+        while result is None:
+            try:
+                result = self._train(name, stage, folder)
+                self._handed_on = folder / "model"
+            except RollBackError as rollback:
+                self._roll_back(name, folder, rollback.step)
         on_main(lambda: remove_checkpoints(folder))
         return result
-
-    def _length(self, stage: StageArguments) -> tuple[int, int]:
-        return stage.steps(self.data.samples), stage.batch_size
 
     def _roll_back(self, name: str, folder: Path, step: int) -> None:
         checkpoint = on_main(lambda: last_checkpoint(folder))

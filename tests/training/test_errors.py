@@ -1,0 +1,9 @@
+import signal
+
+from hive_vision.training.errors import InterruptedRunError, RollBackError, TrainingError
+
+
+def test_errors_carry_what_their_handlers_need():
+    assert InterruptedRunError("saved", signal.SIGTERM).signal_number == signal.SIGTERM
+    assert RollBackError(7).step == 7
+    assert isinstance(TrainingError("x"), ValueError), "the command line prints its line"
