@@ -182,6 +182,13 @@ def test_lists_inside_a_block_and_of_unlike_modules_are_not_stacks() -> None:
     assert find_blocks(model, 2) is model["blocks"]
 
 
+def test_without_a_number_the_longest_stack_is_meant() -> None:
+    model = nn.ModuleDict({"stem": _stack(2), "blocks": _stack(3)})
+    assert find_blocks(model) is model["blocks"]
+    with pytest.raises(ValueError, match="one stack of 3 equal blocks; found: blocks, more"):
+        find_blocks(nn.ModuleDict({"blocks": _stack(3), "stem": _stack(2), "more": _stack(3)}))
+
+
 @pytest.mark.parametrize("family", WITH_HIDDEN_STATES)
 @torch.no_grad()
 def test_captured_outputs_are_the_hidden_states(

@@ -9,6 +9,8 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 
@@ -24,6 +26,7 @@ from hive_vision.models.backbones import (
 )
 from hive_vision.models.export import export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.models.processing import HiveProcessor
 from tests.conftest import LANGUAGE_FAMILIES, PATCH_SIZE, VISION_FAMILIES, vision_config
 from tests.models.conftest import MakeHive
 from tests.models.helpers import add_noise, captions, generator, images
@@ -164,6 +167,16 @@ def test_generation_carries_the_mask(naflex: dict[str, Any], num_beams: int) -> 
         torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
 
 
+def test_what_the_processor_gives_is_what_generate_takes(
+    naflex: dict[str, Any], backbone_folders: dict[str, Path]
+) -> None:
+    processor = HiveProcessor.from_backbones(backbone_folders["naflex"], backbone_folders["llama"])
+    picture = Image.effect_noise((20, 40), 80).convert("RGB")
+    inputs = processor(images=[picture, picture.resize((24, 24))], text=["a small", "a"])
+    assert {"pixel_attention_mask", "spatial_shapes"} < inputs.keys()
+    assert naflex["sdpa"].generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[0] == 2
+
+
 def test_other_attention_cannot_leave_out_padding(naflex: dict[str, Any]) -> None:
     model = deepcopy(naflex["sdpa"])
     model.config._attn_implementation_internal = "flex_attention"
@@ -235,11 +248,9 @@ def test_a_folder_as_timm_writes_it(tmp_path: Path, backbone_folders: dict[str, 
     """timm's own weights have no prefix and a classifier, its config.json no sizes."""
     plain = load_vision_model(backbone_folders["timm"])
     add_noise(plain, 0.1)
-    weights = {f"{k}": v.clone() for k, v in plain.timm_model.state_dict().items()}
+    weights = {k: v.clone() for k, v in plain.timm_model.state_dict().items()}
     weights["head.weight"] = torch.zeros(10, 32)
     transformers.AutoConfig.from_pretrained(backbone_folders["timm"]).save_pretrained(tmp_path)
-    from safetensors.torch import save_file
-
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = load_vision_model(tmp_path)
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (8, 32)
