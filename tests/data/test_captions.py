@@ -227,6 +227,11 @@ class TestSeveralSources:
         assert data.parts[2].shards.tolist() == [0, 0, 0, 0, 0, 1]
         assert data.epoch_size == 10 + 2 + 6
 
+    def test_every_caption_has_the_shard_of_its_image(self, tmp_path: Path) -> None:
+        captions = [["a"] * (1 + index % 3) for index in range(6)]
+        data = CaptionDataset([train_of(write_shards(tmp_path, captions))], encode)
+        assert data.parts[0].shards.tolist() == [0] * 9 + [1] * 3
+
     def test_replacements_come_from_all_sources(self, tmp_path: Path) -> None:
         bad = in_memory([UNREADABLE["garbage"]] * 40, ["a"] * 40)
         shards = train_of(write_shards(tmp_path, [words(i) for i in range(6)]))
