@@ -58,6 +58,7 @@ def run_case(
 ) -> tuple[float, float]:
     from hive_vision.analysis.measuring import measure_peak
     from hive_vision.studies.plan import make_plan
+    from hive_vision.training.callbacks import InterruptCallback
     from hive_vision.training.foundations import ensure_miniature
     from hive_vision.training.pretrain import Job
     from hive_vision.training.recipes import load_recipe
@@ -91,7 +92,7 @@ def run_case(
     settings = recipe.stages[name]
     longest = []
     with Watchdog(run.path, 0, 1, 0) as watchdog:
-        job = Job(recipe, run, watchdog)
+        job = Job(recipe, run, watchdog, InterruptCallback(60.0))
         if checkpointing:
             job.model.gradient_checkpointing_enable({"use_reentrant": False})
             job.model.disable_input_require_grads()

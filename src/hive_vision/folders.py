@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 _PARTIAL = ".partial"
@@ -39,6 +41,7 @@ def written_aside(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         ValueError: If ``folder`` exists and is not to be replaced.
+        OSError: If something cannot be written.
     """
     if folder.exists() and not replace:
         raise ValueError(f"{folder} exists already: delete it or choose another folder")
@@ -47,6 +50,9 @@ def written_aside(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+    except SafetensorError as error:  # a full disk too, which it does not call an OSError
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"{folder} could not be written ({error})") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hive_vision.data.parallel import row_ranges, work_through
+from hive_vision.data.parallel import processors, row_ranges, work_through
 
 SLEEPER = """
 import os, time

@@ -1,12 +1,18 @@
 """Every command in the README and the docs runs: parsed here, or scaled down."""
 
+import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from hive_vision.cli import main
+from hive_vision.data.sources import Source
+from hive_vision.training.hardware import split_batch
 from hive_vision.training.recipes import load_recipe, recipe_names, recipe_path
 from tests.conftest import write_image_folder
 
@@ -41,11 +47,78 @@ def test_command_is_accepted(command, capsys):
         assert all(a.partition("=")[0] in usage for a in arguments if a.startswith("--"))
 
 
+def launches() -> list[list[str]]:
+    """Commands that start several processes, also over several lines."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^\s*(?:srun )?((?:torchrun|accelerate launch) .*)$", text, re.M):
+            found.append(shlex.split(line))
+    return found
+
+
+@pytest.mark.parametrize("words", launches(), ids=lambda words: " ".join(words[:3]))
+def test_launch_of_several_processes_is_accepted(words):
+    if words[0] == "torchrun":
+        options = torchrun_parser().parse_args(words[1:])
+    else:
+        options = launch_command_parser().parse_args(words[2:])
+    assert options.module
+    assert options.training_script == "hive_vision"
+    name, recipe, *overrides = options.training_script_args
+    assert name == "pretrain"
+    arguments = load_recipe(recipe, overrides)
+    machines = 2 if "--nnodes" in words else 1
+    for stage in arguments.stages.values():
+        micro, accumulation = split_batch(
+            stage.batch_size, arguments.micro_batch_size, 8 * machines
+        )
+        assert micro * accumulation * 8 * machines == stage.batch_size
+
+
+def test_there_are_launches():
+    assert {words[0] for words in launches()} == {"torchrun", "accelerate"}
+    assert any("--nnodes" in words for words in launches())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_scripts_are_valid(page, tmp_path):
+    scripts = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert page.name != "scale.md" or any("#SBATCH" in script for script in scripts)
+    for number, script in enumerate(scripts):
+        path = tmp_path / f"{number}.sh"
+        path.write_text(script, encoding="utf-8")
+        checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+
+
+def write_llava_data(folder):
+    """LLaVA-CC3M-Pretrain-595K's format: chat.json beside a folder of images."""
+    write_image_folder(folder / "images", 20)
+    samples = [
+        {
+            "id": image.stem,
+            "image": image.name,
+            "conversations": [
+                {"from": "human", "value": "Describe it.\n<image>"},
+                {"from": "gpt", "value": f"a small red circle and {number} blue stars"},
+            ],
+        }
+        for number, image in enumerate(sorted((folder / "images").glob("*.png")))
+    ]
+    (folder / "chat.json").write_text(json.dumps(samples), encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_runs_scaled_down(name, tmp_path, monkeypatch):
-    """On tiny models and two steps for each stage; own images instead of the miniature's."""
+    """On tiny models and three steps for each stage; own images instead of the recipe's."""
     monkeypatch.chdir(tmp_path)
-    photos = write_image_folder(tmp_path / "photos", 20)
+    given = load_recipe(name).data.train
+    if isinstance(given, Source):  # in its own format, where the recipe says
+        write_llava_data(tmp_path / Path(given.path).parent)
+        data = []
+    else:
+        data = [f"data.train={write_image_folder(tmp_path / 'photos', 20)}"]
     small = recipe_path("debug").read_text()
     (tmp_path / "debug.yaml").write_text(small)
     main(["pretrain", "debug.yaml", "stage3.max_steps=1"])
@@ -59,10 +132,11 @@ def test_recipe_runs_scaled_down(name, tmp_path, monkeypatch):
             "miniature=null",
             f"model.vision={models / 'siglip'}",
             f"model.language={models / 'llama'}",
-            f"data.train={photos}",
+            *data,
             "data.validation=null",
+            "data.num_workers=0",
             "output=runs/own",
-            *(f"stage{n}.max_steps=2" for n in (1, 2, 3)),
+            *(f"stage{n}.max_steps=3" for n in (1, 2, 3)),
             *(f"stage{n}.batch_size=4" for n in (1, 2, 3)),
         ]
     )

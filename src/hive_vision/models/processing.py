@@ -109,12 +109,13 @@ class HiveProcessor(ProcessorMixin):
         encoded = self.tokenizer(
             list(captions),
             add_special_tokens=False,
-            truncation=True,
-            max_length=room,
+            verbose=False,  # about long captions
             split_special_tokens=True,  # "<image>" in a caption is text
         )["input_ids"]
         start, end = self.start_token_id, self.tokenizer.eos_token_id
-        return [[start, *ids, end] for ids in encoded]
+        # Cut here: a tokenizer remembers what it was told and would be saved otherwise when the
+        # captions' tokens come from the cache.
+        return [[start, *ids[:room], end] for ids in encoded]
 
     def __call__(
         self,

@@ -40,3 +40,26 @@ def method_table(results: Sequence[Mapping[str, Any]], probe: str) -> Table:
             f"{100 * result['accuracy']:.1f}%",
         )
     return table
+
+
+def resume_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Show what an interrupted run has in common with an undisturbed one.
+
+    Args:
+        stages: For each stage its name, ``losses_equal``, ``weights_equal``,
+            ``largest_difference`` and the ``weight`` that has it.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for heading in ("losses equal", "weights equal", "largest difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("in weight")
+    for stage in stages:
+        table.add_row(
+            stage["name"],
+            "yes" if stage["losses_equal"] else "NO",
+            "yes" if stage["weights_equal"] else "NO",
+            f"{stage['largest_difference']:.3g}",
+            stage["weight"] or MISSING,
+        )
+    return table

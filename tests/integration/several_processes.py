@@ -1,0 +1,55 @@
+"""Run by torchrun in test_several_processes.py: several runs, one after another.
+
+Usage: several_processes.py RECIPE FOLDER NAME[:STAGE:STEP][,key=value...] ...
+A STAGE and STEP stop the run there first, then it goes on.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import transformers
+
+from hive_vision.training.callbacks import InterruptCallback
+from hive_vision.training.errors import InterruptedRunError
+from hive_vision.training.pretrain import Job, pretrain
+from hive_vision.training.processes import gather_lists, on_main
+from hive_vision.training.recipes import load_recipe
+from hive_vision.training.run_folder import RunFolder
+from hive_vision.training.watchdog import Watchdog
+
+
+def global_batches(arguments):
+    """Sample ids of each optimiser step of stage 1, of all processes together."""
+    watchdog = Watchdog(Path(arguments.output), 0, 1, stall_seconds=0)
+    job = Job(arguments, RunFolder(arguments), watchdog, InterruptCallback(grace_seconds=60))
+    trainer = job.trainer("stage1", arguments.stage1, [])
+    own = [batch["sample_ids"] for batch in trainer.get_train_dataloader()]
+    steps = trainer.args.gradient_accumulation_steps
+    return [
+        sorted(gather_lists([i for ids in own[start : start + steps] for i in ids]))
+        for start in range(0, len(own), steps)
+    ]
+
+
+def main(recipe, folder, scenarios):
+    transformers.utils.logging.disable_progress_bar()
+    for scenario in scenarios:
+        spec, *overrides = scenario.split(",")
+        name, *stop = spec.split(":")
+        arguments = load_recipe(recipe, [*overrides, f"output={folder}/{name}"])
+        if stop:
+            try:
+                pretrain(arguments, stop_after=(stop[0], int(stop[1])))
+            except InterruptedRunError:
+                pass
+            else:
+                raise AssertionError("was not stopped")
+        pretrain(arguments)
+        batches = global_batches(load_recipe(recipe, [*overrides, f"output={folder}/.{name}"]))
+        text = json.dumps(batches)
+        on_main(lambda name=name, text=text: Path(folder, f"{name}.json").write_text(text))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

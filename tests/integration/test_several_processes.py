@@ -1,0 +1,175 @@
+"""Two gloo processes give what one gives: DDP and FSDP2, all methods and stages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hive_vision.folders import check_folder
+from tests.integration import several_processes
+
+HERE = Path(__file__).parent
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+# Sums over two processes round differently; AdamW then amplifies what is near zero.
+LOSS_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory, backbone_folders, image_folder):
+    stages = {
+        "stage1": {"vision_model": "frozen", "language_model": "frozen"},
+        "stage2": {"vision_model": "frozen", "language_model": 1e-3},
+        "stage3": {"vision_model": 1e-3, "language_model": 1e-3},
+    }
+    fused = {"projectors": 1e-3, "cross_attentions": 1e-3}
+    recipe = {
+        "output": "unused",
+        "model": {
+            "vision": str(backbone_folders["siglip"]),
+            "language": str(backbone_folders["llama"]),
+        },
+        "data": {"train": str(image_folder), "holdout": 0.25},
+        **{
+            name: {"rules": {**fused, **rules}, "max_steps": 3, "batch_size": 8}
+            for name, rules in stages.items()
+        },
+        "micro_batch_size": 2,
+        "log_every": 1,
+        "save_every": 2,
+    }
+    path = tmp_path_factory.mktemp("several") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def launch(*arguments, **options):
+    return subprocess.run(
+        [*LAUNCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        **options,
+    )
+
+
+SCENARIOS = {
+    "one": ["hive", "sa,method=sa", "cascaded,method=cascaded"],
+    "ddp": [
+        "hive",
+        "stopped:stage2:2",
+        "sa,method=sa,gradient_checkpointing=true",
+        "cascaded,method=cascaded,micro_batch_size=4",
+    ],
+    "fsdp2": [
+        "hive,sharding=fsdp2",
+        "stopped:stage3:1,sharding=fsdp2",
+        "sa,sharding=fsdp2,method=sa,gradient_checkpointing=true",
+        "cascaded,sharding=fsdp2,method=cascaded,gradient_checkpointing=true",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(recipe_file):
+    """All scenarios: with one process, with two, with two that share the weights."""
+    root = recipe_file.parent
+    for kind, scenarios in SCENARIOS.items():
+        (root / kind).mkdir()
+        if kind == "one":
+            several_processes.main(recipe_file, root / kind, scenarios)
+            continue
+        script = HERE / "several_processes.py"
+        completed = launch(script, recipe_file, root / kind, *scenarios)
+        assert completed.returncode == 0, completed.stderr[-4000:]
+    return root
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("method", ["hive", "sa", "cascaded"])
+def test_two_processes_are_one(runs, kind, method):
+    one, two = runs / "one" / method, runs / kind / method
+    batches = [json.loads(run.with_suffix(".json").read_text()) for run in (one, two)]
+    assert batches[0] == batches[1]
+    assert len(batches[0]) == 3
+    assert losses(two) == pytest.approx(losses(one), rel=LOSS_TOLERANCE)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    for key in ("held_out_loss", "held_out_loss_shuffled_images"):
+        assert results[1][key] == pytest.approx(results[0][key], rel=LOSS_TOLERANCE)
+    assert results[0]["stages"][0]["update_proof"] == results[1]["stages"][0]["update_proof"]
+    encoders = [load_file(run / "encoder" / "model.safetensors") for run in (one, two)]
+    assert encoders[0].keys() == encoders[1].keys()
+    for name, weight in encoders[0].items():
+        torch.testing.assert_close(encoders[1][name], weight, rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_stopped_and_continued_is_undisturbed(runs, kind):
+    """From a sharded checkpoint as well, bit for bit."""
+    for folder in ("stage3/model", "encoder"):
+        one = load_file(runs / kind / "hive" / folder / "model.safetensors")
+        other = load_file(runs / kind / "stopped" / folder / "model.safetensors")
+        assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    assert losses(runs / kind / "stopped") == losses(runs / kind / "hive")
+    check_folder(runs / kind / "stopped" / "encoder", "encoder")
+
+
+def test_accelerate_launches_too(recipe_file, runs):
+    output = recipe_file.parent / "accelerate"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "-m", "hive_vision", "pretrain", str(recipe_file)]
+    completed = subprocess.run(
+        [*command, f"output={output}"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert completed.returncode == 0, completed.stderr[-4000:]
+    assert losses(output) == pytest.approx(losses(runs / "one" / "hive"), rel=LOSS_TOLERANCE)
+    assert completed.stdout.count("held-out caption loss") == 1
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_dead_rank_stops_the_others_with_one_line(recipe_file, tmp_path, victim):
+    output = tmp_path / "run"
+    command = [*LAUNCH, "-m", "hive_vision", "pretrain", str(recipe_file), f"output={output}"]
+    with subprocess.Popen(
+        [*command, "stage1.max_steps=100000", "save_every=0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as launcher:
+        deadline = time.monotonic() + 120
+        while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        sign = json.loads((output / ".ranks" / str(victim)).read_text())
+        os.kill(sign["pid"], signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    lines = [line for line in errors.splitlines() if line.startswith("hive-vision: ")]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith(f"hive-vision: rank {victim} of 2 (process {sign['pid']} on ")
+    assert "died; run the same command again to go on" in lines[0]
+
+
+def test_error_of_all_ranks_is_said_once(recipe_file, tmp_path):
+    completed = launch(
+        *("-m", "hive_vision", "pretrain", recipe_file, f"output={tmp_path / 'run'}"),
+        "stage2.batch_size=7",
+    )
+    assert completed.returncode != 0
+    lines = [line for line in completed.stderr.splitlines() if line.startswith("hive-vision: ")]
+    assert len(lines) == 1, completed.stderr
+    assert "batch_size is 7 but there are 2 processes" in lines[0]
