@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-faults lint clean
 
 help:
 	@echo "make demo   the paper in miniature: base, sa, cascaded and hive side by side (CPU, offline)"
 	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make test-faults  runs killed at 25 random times end with the same weights"
 	@echo "make clean  remove .venv and the demo's runs"
 
 # Exact versions (constraints.txt) so that everyone runs what was tested.
@@ -28,6 +29,10 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+# Longer than make test allows: 25 kills at random times, every run to the same bytes.
+test-faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/faults
 
 clean:
 	rm -rf .venv runs/demo
