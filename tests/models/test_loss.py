@@ -70,7 +70,7 @@ def test_sum_over_supervised_positions(
     labels[labels == -1] = IGNORE_INDEX
     hidden, head = states(len(rows), 5), Head()
     total, count = written_out(hidden, labels, head)
-    loss = next_token_loss(hidden, labels, head, divisor, max_logits)
+    loss = next_token_loss(hidden, labels, head, WORDS, divisor, max_logits)
     torch.testing.assert_close(loss, total / (divisor or max(count, 1)))
 
 
@@ -79,25 +79,25 @@ def test_label_of_the_first_position_is_never_predicted() -> None:
     changed = labels.clone()
     changed[:, 0] = 3
     assert torch.equal(
-        next_token_loss(hidden, labels, head), next_token_loss(hidden, changed, head)
+        next_token_loss(hidden, labels, head, WORDS), next_token_loss(hidden, changed, head, WORDS)
     )
 
 
 def test_unsupervised_positions_get_no_gradient_and_no_logits() -> None:
     hidden, head, labels = states(), Head(), some_labels()
-    next_token_loss(hidden, labels, head).backward()
+    next_token_loss(hidden, labels, head, WORDS).backward()
     predicts = torch.zeros(3, 6, dtype=torch.bool)
     predicts[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     assert torch.equal(hidden.grad.abs().sum(-1) > 0, predicts)
     assert max(head.rows) == predicts.sum()
-    assert sum(head.rows) <= predicts.sum() + 1, "one more row tells the vocabulary's size"
+    assert len(head.rows) == 1, "FSDP2 loses gradients when the head is called twice"
 
 
 @pytest.mark.parametrize("length", [1, 6])
 @pytest.mark.parametrize("count", [None, 0, 5])
 def test_nothing_supervised_is_zero_with_zero_gradients(length: int, count: int | None) -> None:
     hidden = states(2, length)
-    loss = next_token_loss(hidden, torch.full((2, length), IGNORE_INDEX), Head(), count)
+    loss = next_token_loss(hidden, torch.full((2, length), IGNORE_INDEX), Head(), WORDS, count)
     loss.backward()
     assert loss == 0
     assert hidden.grad is not None
@@ -109,7 +109,7 @@ def test_chunks_change_neither_loss_nor_gradient(max_logits: int) -> None:
     results = []
     for limit in (2**28, max_logits):
         hidden, head = states(), Head()
-        loss = next_token_loss(hidden, some_labels(), head, max_logits=limit)
+        loss = next_token_loss(hidden, some_labels(), head, WORDS, max_logits=limit)
         loss.backward()
         results.append((loss.detach(), hidden.grad, head.weight.grad, head.bias.grad))
         assert max(head.rows) <= max(1, limit // WORDS)
@@ -122,11 +122,11 @@ def test_two_micro_batches_with_the_global_count_are_one_batch(count_type: type)
     labels = some_labels(4, 6)
     count = count_type(int((labels != IGNORE_INDEX).sum()))
     whole_states, whole_head = states(4), Head()
-    whole = next_token_loss(whole_states, labels, whole_head)
+    whole = next_token_loss(whole_states, labels, whole_head, WORDS)
     whole.backward()
     part_states, part_head, total = states(4), Head(), torch.zeros(())
     for rows in (slice(0, 1), slice(1, 4)):  # unequal in captions and in tokens
-        part = next_token_loss(part_states[rows], labels[rows], part_head, count)
+        part = next_token_loss(part_states[rows], labels[rows], part_head, WORDS, count)
         part.backward()
         total += part.detach()
     torch.testing.assert_close(total, whole.detach())
@@ -137,7 +137,7 @@ def test_two_micro_batches_with_the_global_count_are_one_batch(count_type: type)
 def test_half_precision_states_give_a_float32_loss() -> None:
     head = Head().to(torch.bfloat16)
     hidden = states().detach().to(torch.bfloat16)
-    loss = next_token_loss(hidden, some_labels(), head)
+    loss = next_token_loss(hidden, some_labels(), head, WORDS)
     logits = head(hidden).float()
     expected = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), some_labels()[:, 1:].flatten()
@@ -210,4 +210,6 @@ def test_loss_is_the_models_own(
     counted = {} if count is None else {"num_items_in_batch": count}
     for labels in (ids, padded):
         expected = model(ids, labels=labels, **counted).loss
-        torch.testing.assert_close(next_token_loss(hidden, labels, head, count), expected)
+        torch.testing.assert_close(
+            next_token_loss(hidden, labels, head, VOCABULARY, count), expected
+        )

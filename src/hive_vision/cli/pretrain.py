@@ -1,6 +1,7 @@
 """hive-vision pretrain: three stages of pre-training from a recipe."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def run(arguments: list[str]) -> None:
             sys.stderr.write(f"{interruption}; run the same command again to go on\n")
         sys.exit(128 + interruption.signal_number)
     except (ValueError, RuntimeError, OSError) as error:
+        # A launcher ends the others when one process died: not before the line is written.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not main and main_said(Path(settings.output), str(error)):
             sys.exit(1)
         raise
