@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,7 +148,7 @@ def last_stage(small_recipe: Recipe) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def stopped(last_stage: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def stopped(last_stage: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stands at step 5, with checkpoints 4 and 5."""
     output = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(InterruptedRunError):
