@@ -185,7 +185,10 @@ def test_broken_checkpoint(damage, stopped, whole, last_stage, tmp_path, caplog)
     newest = output / "stage3" / "checkpoint-5"
     damage(newest)
     caplog.clear()
-    pretrain(last_stage(output))
+    with caplog.at_level("INFO", logger="hive_vision"):
+        pretrain(last_stage(output))
+    steps = [line.split()[1] for line in caplog.messages if line.startswith("stage3  ")]
+    assert steps == ["5/6", "6/6"]
     (warning,) = [line for line in caplog.messages if "is broken" in line]
     assert warning.startswith(f"{newest} is broken")
     assert "using the one before it" in warning

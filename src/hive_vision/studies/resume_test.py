@@ -158,7 +158,7 @@ def _start(arguments: PretrainArguments, stop: tuple[str, int] | None, title: st
     """Run or go on in a fresh process, until the stop."""
     logger.info("%s ...", title)
     began = time.monotonic()
-    context = multiprocessing.get_context("forkserver")  # nothing of this process reaches it
+    context = multiprocessing.get_context("forkserver")  # as fresh as spawn, and can import ahead
     try:
         with ProcessPoolExecutor(1, mp_context=context) as process:
             stopped = process.submit(_pretrain_until, arguments, stop).result()
