@@ -9,6 +9,7 @@ from hive_vision.data.sources import Source, open_source
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.studies.data_checks import first_batches, token_text, verify_data
 from hive_vision.training.arguments import PretrainArguments
+from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.pretrain import Job
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.run_data import load_run_data
@@ -51,7 +52,7 @@ class TestShow:
         )
         run = RunFolder(arguments)
         run.create()
-        job = Job(arguments, run, Watchdog(run.path, 0, 1, 0))
+        job = Job(arguments, run, Watchdog(run.path, 0, 1, 0), InterruptCallback(grace_seconds=60))
         stage = job.stages["stage1"]
         trainer = job.trainer("stage1", stage, apply_rules(job.model, stage.rules))
         expected, uses, shapes = [], [], []

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
+from hive_vision.data.sampler import OrderedPart
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import checkpoint_folder
 from hive_vision.training.errors import TrainingError
@@ -111,6 +112,7 @@ def test_two_samples_overfit_and_images_matter(recipe, method):
     job, trainer = make_trainer(recipe(method=method, stage3=settings, log_every=20))
     two = torch.utils.data.Subset(job.train_data, [0, 1])
     two.lengths = job.train_data.lengths[:2]
+    two.parts = [OrderedPart(2)]
     trainer.train_dataset = trainer.eval_dataset = two
     trainer.train()
     assert trainer.held_out_loss() < 0.05
