@@ -57,7 +57,12 @@ def launch(*arguments, **options):
         text=True,
         check=False,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "PYTHONPATH": str(HERE.parents[1]),
+        },
         **options,
     )
 
@@ -90,7 +95,8 @@ def runs(recipe_file):
             continue
         script = HERE / "several_processes.py"
         completed = launch(script, recipe_file, root / kind, *scenarios)
-        assert completed.returncode == 0, completed.stderr[-4000:]
+        # All of it: what a process that aborts says stands long before the launcher's summary.
+        assert completed.returncode == 0, f"{kind}:\n{completed.stderr}"
     return root
 
 
