@@ -45,18 +45,21 @@ class CaptionCollator:
             with their mask and shapes; ``input_ids``, ``attention_mask`` and ``labels``
             (B, P + T); for the trainer the lists ``sample_ids`` and ``bad_samples``.
         """
-        rows, targets = [], []
-        unsupervised = [IGNORE_INDEX] * (1 + len(self.image_tokens))
+        rows = []
         for sample in samples:
             start, *caption = sample["input_ids"]
             rows.append([start, *self.image_tokens, *caption])
-            targets.append([*unsupervised, *caption])
+        width = max(map(len, rows))
+        padded = [[*row, *[self.pad_token_id] * (width - len(row))] for row in rows]
+        input_ids, places = torch.tensor(padded), torch.arange(width)
+        is_real = places < torch.tensor([[len(row)] for row in rows])
+        is_learned = is_real & (places > len(self.image_tokens))
         images = [sample["image"] for sample in samples]
         return {
             **trim_patches(self.image_processor(images, return_tensors="pt")),
-            "input_ids": _pad(rows, self.pad_token_id),
-            "attention_mask": _pad([[1] * len(row) for row in rows], 0),
-            "labels": _pad(targets, IGNORE_INDEX),
+            "input_ids": input_ids,
+            "attention_mask": is_real.long(),
+            "labels": input_ids.where(is_learned, IGNORE_INDEX),
             "sample_ids": [sample["sample_id"] for sample in samples],
             "bad_samples": [bad for sample in samples for bad in sample["bad_samples"]],
         }
@@ -75,8 +78,3 @@ def trim_patches(images: Mapping[str, Tensor]) -> dict[str, Tensor]:
     used = int(mask.any(dim=0).nonzero().max()) + 1
     trimmed = {name: images[name][:, :used] for name in ("pixel_values", "pixel_attention_mask")}
     return {**images, **trimmed}
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -173,7 +173,10 @@ class ShardImages:
         self._index = index
         self._paths = [str(shard) for shard in shards]
         self._open: OrderedDict[int, FileIO] = OrderedDict()
+        # In memory: looking one value up in an Arrow table takes longer than reading a kilobyte.
         self.shards: NDArray[np.int64] = index.data.column("shard").to_numpy().astype(np.int64)
+        self._offsets = index.data.column("offset").to_numpy()
+        self._sizes = index.data.column("size").to_numpy()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -184,8 +187,7 @@ class ShardImages:
 
     def read(self, row: int) -> StoredImage:
         """Read one, not decoded."""
-        start, size = (self._index.data.column(name)[row].as_py() for name in ("offset", "size"))
-        shard = int(self.shards[row])
+        shard, start, size = (int(a[row]) for a in (self.shards, self._offsets, self._sizes))
         content = os.pread(self._file(shard).fileno(), size, start)
         return StoredImage(path=f"{self._paths[shard]}/{self.name(row)}", bytes=content)
 
