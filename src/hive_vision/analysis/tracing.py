@@ -152,12 +152,13 @@ def trace_step(
         model.disable_input_require_grads()  # as in training
     else:
         model.gradient_checkpointing_disable()
-    for parameter in model.parameters():
+    parameters = list(model.parameters())
+    for parameter in parameters:
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-    ledger = _Ledger(sizes, (*model.parameters(), *model.buffers()))
+    ledger = _Ledger(sizes, (*parameters, *model.buffers()))
     handles = [
         parameter.register_post_accumulate_grad_hook(ledger.gradient_arrived)
-        for parameter in model.parameters()
+        for parameter in parameters
         if parameter.requires_grad
     ]
     try:
@@ -172,7 +173,7 @@ def trace_step(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in model.parameters():
+        for parameter in parameters:
             parameter.grad = None
     return Trace(
         sizes,
@@ -229,10 +230,6 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = self._run(func, args, kwargs or {})
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            kind, amount = self.sizes.split(formula(*args, **(kwargs or {}), out_val=result))
-            self.flops[kind] += amount
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
                 self.follow(tensor)
@@ -258,15 +255,29 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None:
             result = func(*args, **kwargs)
             results = result if isinstance(result, tuple) else (result,)
+            flops = self._count(func, args, kwargs, result)
             if all(isinstance(tensor, Tensor) for tensor in results):
-                self._results[key] = (isinstance(result, tuple), [_shape(r) for r in results])
+                shapes = [_shape(tensor) for tensor in results]
+                self._results[key] = (isinstance(result, tuple), shapes, flops)
             return result
-        several, shapes = known
+        several, shapes, (kind, amount) = known
+        self.flops[kind] += amount
         made = [
             torch.empty_strided(size, stride, dtype=dtype, device="meta")
             for size, stride, dtype in shapes
         ]
         return tuple(made) if several else made[0]
+
+    def _count(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> tuple[int, float]:
+        """Count an operation's FLOPs; gives them as ``Sizes.split`` does."""
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            return 0, 0.0
+        kind, amount = self.sizes.split(formula(*args, **kwargs, out_val=result))
+        self.flops[kind] += amount
+        return kind, amount
 
 
 class _OnDevice(TorchFunctionMode):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -144,6 +143,8 @@ def split_digit_scans(seed: int, held_out: float = 0.3) -> tuple[DigitScans, Dig
     Returns:
         (training scans, held-out scans), disjoint, each holding all ten digits.
     """
+    from sklearn.datasets import load_digits  # a second that only drawing should cost
+
     digits = load_digits()
     images = (digits.images / 16.0).astype(np.float32)
     labels = digits.target.astype(np.int64)
