@@ -32,6 +32,13 @@ from hive_vision.models.loss import largest_logits, next_token_loss
 IMAGE_TOKEN = "<image>"
 
 
+def image_token_id(tokenizer: Any) -> int:
+    """Give the id of the image placeholder, which is added to a tokenizer that has none."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+
+
 class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
     """LLaVA with this package's loss; saved, it is a stock LLaVA checkpoint."""
 

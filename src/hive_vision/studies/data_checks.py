@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hive_vision.data.collators import CaptionCollator
@@ -17,12 +16,9 @@ from hive_vision.data.sampler import LengthBucketedSampler
 from hive_vision.data.sources import CaptionSource
 from hive_vision.data.verification import Inspection, caption_lengths, inspect_source, summarise
 from hive_vision.folders import write_json
-from hive_vision.models.backbones import load_config
 from hive_vision.models.processing import HiveProcessor
-from hive_vision.models.self_attention_baseline import (
-    IMAGE_TOKEN,
-    SelfAttentionForConditionalGeneration,
-)
+from hive_vision.models.self_attention_baseline import image_token_id
+from hive_vision.studies.plan import build_on_meta
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.foundations import ensure_miniature
 from hive_vision.training.hardware import split_batch
@@ -172,19 +168,8 @@ def _image_tokens(arguments: PretrainArguments, processor: HiveProcessor) -> tup
     """The placeholder tokens of method sa; no weights are loaded to count them."""
     if arguments.method != "sa":
         return ()
-    tokenizer = processor.tokenizer
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    placeholder = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-    configs = (
-        load_config(arguments.model.vision, "vision"),
-        load_config(arguments.model.language, "language"),
-    )
-    with torch.device("meta"):
-        model = SelfAttentionForConditionalGeneration.from_backbones(
-            *configs, image_token_id=placeholder
-        )
-    return (placeholder,) * int(model.config.image_seq_length)
+    *_, count = build_on_meta(arguments)
+    return (image_token_id(processor.tokenizer),) * count
 
 
 def _image_name(sources: list[CaptionSource], number: int) -> str:

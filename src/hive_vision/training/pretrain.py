@@ -18,8 +18,8 @@ from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.models.self_attention_baseline import (
-    IMAGE_TOKEN,
     SelfAttentionForConditionalGeneration,
+    image_token_id,
 )
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.bad_samples import BadSampleLog
@@ -199,7 +199,7 @@ class Job:
             return model_class.from_backbones(*backbones, **fusion)
         return model_class.from_backbones(
             *backbones,
-            image_token_id=self.image_token_id,
+            image_token_id=image_token_id(self.processor.tokenizer),
             feature_layer=arguments.model.sa_feature_layer,
         )
 
@@ -229,22 +229,13 @@ class Job:
                 f"{given['fingerprint']}; restore the data or give another output folder"
             )
 
-    @property
-    def image_token_id(self) -> int:
-        """Id of the image placeholder; added to the tokenizer if it has none."""
-        tokenizer = self.processor.tokenizer
-        if IMAGE_TOKEN not in tokenizer.get_vocab():
-            tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-        return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-
     def collator(self, model: PreTrainedModel) -> CaptionCollator:
         """Make the collator; ``sa`` alone has placeholder tokens for the image."""
+        tokenizer = self.processor.tokenizer
         image_tokens: tuple[int, ...] = ()
         if self.arguments.method == "sa":
-            image_tokens = (self.image_token_id,) * model.config.image_seq_length
-        return CaptionCollator(
-            self.processor.image_processor, self.processor.tokenizer.pad_token_id, image_tokens
-        )
+            image_tokens = (image_token_id(tokenizer),) * model.config.image_seq_length
+        return CaptionCollator(self.processor.image_processor, tokenizer.pad_token_id, image_tokens)
 
     def trainer(self, name: str, stage: StageArguments, parts: Any, **kwargs: Any) -> HiveTrainer:
         """Set up a stage's trainer around the current model."""
