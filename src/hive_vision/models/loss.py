@@ -47,9 +47,9 @@ def language_logits(
 def largest_logits(output_embeddings: nn.Module) -> float:
     """How many logits may be computed at once.
 
-    A sharded output projection must be called exactly once in a forward pass: FSDP2 gathers it
-    together with the final norm and tied embeddings, and after a second call silently loses
-    gradients (measured: half the gradient norm of the first step).
+    A sharded output projection must be called exactly once in a forward pass, on every process:
+    FSDP2 gathers it for the call (tied embeddings with it), and after a second call silently
+    loses gradients (measured: half the gradient norm of the first step).
 
     Args:
         output_embeddings: The language model's output projection.
@@ -89,8 +89,7 @@ def next_token_loss(
         return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
     count = len(targets)
-    if count == 0:
-        return hidden.sum() * 0.0
+    # The head is called for no positions too: where it is sharded, other processes wait for it.
     if count * vocabulary <= max_logits:
         total = summed(hidden, targets)
     else:
@@ -101,4 +100,6 @@ def next_token_loss(
                 for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
             ]
         ).sum()
+    if count == 0:
+        return total
     return total / (count if num_items_in_batch is None else num_items_in_batch)

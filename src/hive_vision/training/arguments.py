@@ -141,6 +141,10 @@ class StageArguments:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.max_steps is not None and self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}; it must be 0 or more")
+        if self.max_grad_norm <= 0:
+            raise ValueError(
+                f"max_grad_norm is {self.max_grad_norm}; it must be above 0 (1e9 clips nothing)"
+            )
         for name in ("warmup", "min_learning_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")

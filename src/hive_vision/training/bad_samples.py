@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hive_vision.data.captions import BadSample
+from hive_vision.folders import write_text
 from hive_vision.training.errors import TrainingError
 from hive_vision.training.processes import gather_lists, on_main
 
@@ -23,8 +24,10 @@ class BadSampleLog:
         self._pending: list[BadSample] = []
         self._seen: set[int] = set()
         if path.exists():
-            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a torn last line is left out
+            *lines, torn = path.read_text(encoding="utf-8").split("\n")
             self._seen = {json.loads(line)["sample_id"] for line in lines}
+            if torn:  # by an interruption; the next line must not go on behind it
+                on_main(lambda: write_text(path, "".join(f"{line}\n" for line in lines)))
 
     def __len__(self) -> int:
         return len(self._seen)

@@ -49,6 +49,7 @@ class MetricsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget what an interrupted run logged after its last checkpoint: it comes again."""
+        state.compute_steps(args, args.max_steps)  # how often, as asked now and not back then
         if not (state.is_world_process_zero and self.path.exists()):
             return
         *lines, _ = self.path.read_text(encoding="utf-8").split("\n")

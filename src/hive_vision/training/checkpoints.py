@@ -83,6 +83,8 @@ def new_checkpoint(stage: Path, step: int, facts: dict[str, Any]) -> Iterator[Pa
     on_main(lambda: _empty(aside))
     try:
         yield aside
+        # Every process writes into it; sealed is what all of them have finished.
+        PartialState().wait_for_everyone()
         on_main(lambda: _finish(aside / target.name, target, facts))
     finally:
         if PartialState().is_main_process:

@@ -61,8 +61,7 @@ def training_arguments(
     if precision == "auto":
         has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bfloat16" if has_bfloat16 else "float32"
-    # With one process there is nothing to shard, and the same recipe runs.
-    sharded = arguments.sharding == "fsdp2" and PartialState().num_processes > 1
+    sharded = is_sharded(arguments)
     sharding = {
         "version": 2,
         "state_dict_type": "SHARDED_STATE_DICT",
@@ -102,6 +101,11 @@ def training_arguments(
         fsdp=True if sharded else None,
         fsdp_config=sharding if sharded else None,
     )
+
+
+def is_sharded(arguments: PretrainArguments) -> bool:
+    """Whether each process holds a part of the model; one alone holds all, with any recipe."""
+    return arguments.sharding == "fsdp2" and PartialState().num_processes > 1
 
 
 def peak_memory() -> int:

@@ -66,7 +66,12 @@ def held_out_loss(
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     source: Dataset[Caption] = ShuffledImages(data) if images == "shuffled" else data
     own = _share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(source, batch_sampler=[rows or [0] for rows in own], collate_fn=collator)
+    loader = DataLoader(
+        source,
+        batch_sampler=[rows or [0] for rows in own],
+        collate_fn=collator,
+        generator=torch.Generator(),  # else the loader draws from the one that dropout uses
+    )
     for rows, batch in zip(own, loader, strict=True):
         if rows:
             unusable += len(batch["bad_samples"])

@@ -34,8 +34,13 @@ from hive_vision.training.checkpoints import (
 from hive_vision.training.divergence import DivergenceGuard
 from hive_vision.training.errors import InterruptedRunError, RollBackError, TrainingError
 from hive_vision.training.foundations import ensure_miniature
-from hive_vision.training.hardware import peak_memory, split_batch, training_arguments
-from hive_vision.training.processes import on_main, start_processes
+from hive_vision.training.hardware import (
+    is_sharded,
+    peak_memory,
+    split_batch,
+    training_arguments,
+)
+from hive_vision.training.processes import on_main, on_main_apart, start_processes
 from hive_vision.training.run_data import load_run_data
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.stages import (
@@ -83,11 +88,9 @@ def pretrain(
         run.path, processes.process_index, processes.num_processes, arguments.faults.stall_seconds
     )
     interrupt = InterruptCallback(arguments.faults.grace_seconds, stop_after)
-    with interrupt, watchdog:
+    with interrupt, run.locked(), watchdog:
         try:
             return _pretrain(arguments, run, watchdog, interrupt)
-        except InterruptedRunError:
-            raise
         except RuntimeError as error:
             # What a collective operation says when another process died does not name it.
             interrupt.is_ending = True
@@ -101,12 +104,10 @@ def _pretrain(
     arguments: PretrainArguments, run: RunFolder, watchdog: Watchdog, interrupt: InterruptCallback
 ) -> dict[str, Any]:
     if arguments.miniature is not None:
-        settings = arguments.miniature
-        on_main(lambda: ensure_miniature(settings))
+        on_main_apart(ensure_miniature, arguments.miniature)
     job = Job(arguments, run, watchdog, interrupt)
     on_main(run.create)
-    with run.locked():
-        return job.finish([job.train_stage(name) for name in job.stages])
+    return job.finish([job.train_stage(name) for name in job.stages])
 
 
 class Job:
@@ -124,7 +125,6 @@ class Job:
         self.watchdog = watchdog
         self.interrupt = interrupt
         data, model = arguments.data, arguments.model
-        watchdog.progress("loading models and data")
         self.processor = HiveProcessor.from_backbones(
             model.vision, model.language, max_text_tokens=data.max_text_tokens
         )
@@ -229,6 +229,16 @@ class Job:
                 f"{given['fingerprint']}; restore the data or give another output folder"
             )
 
+    def _check_same_sharding(self, checkpoint: Path, manifest: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose weights lie in another kind of files."""
+        if manifest["sharded"] != is_sharded(self.arguments):
+            how = "several processes with sharding=fsdp2" if manifest["sharded"] else "whole models"
+            raise ValueError(
+                f"{checkpoint} was written by {how}, this start would go on with "
+                f"{PartialState().num_processes} and sharding={self.arguments.sharding}; go on as "
+                "before, or delete the checkpoints of this stage"
+            )
+
     def collator(self, model: PreTrainedModel) -> CaptionCollator:
         """Make the collator; ``sa`` alone has placeholder tokens for the image."""
         tokenizer = self.processor.tokenizer
@@ -256,7 +266,7 @@ class Job:
             bad_samples=self.bad_samples,
             guard=DivergenceGuard(self.arguments.faults, folder),
             watchdog=self.watchdog,
-            facts={**self.facts, "stage": name},
+            facts={**self.facts, "stage": name, "sharded": is_sharded(self.arguments)},
             min_learning_rate=stage.min_learning_rate,
             **kwargs,
         )
@@ -301,7 +311,9 @@ class Job:
         before = on_main(lambda: self._remember_start(folder, names))
         checkpoint = on_main(lambda: last_checkpoint(folder))
         if checkpoint is not None:
-            self._check_same_data(checkpoint, read_manifest(checkpoint, "checkpoint"))
+            manifest = read_manifest(checkpoint, "checkpoint")
+            self._check_same_data(checkpoint, manifest)
+            self._check_same_sharding(checkpoint, manifest)
         progress = ProgressCallback(name)
         metrics = MetricsCallback(self.run.metrics, name)
         trainer = self.trainer(name, stage, parts, callbacks=[metrics, progress, self.interrupt])
@@ -370,7 +382,8 @@ class Job:
             for key in ("held_out_loss", "held_out_loss_shuffled_images"):
                 results[key] = stages[-1][key]
         else:
-            trainer = self.trainer("held_out", StageArguments(max_steps=1), [])
+            one = StageArguments(max_steps=1, batch_size=PartialState().num_processes)
+            trainer = self.trainer("held_out", one, [])
             results["held_out_loss"] = trainer.held_out_loss("none")
         self._renew_model()
         vision, _ = backbones_of(self.model)

@@ -9,6 +9,7 @@ results.json       the summary                    encoder/         the plain enc
 
 import fcntl
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -88,9 +89,13 @@ class RunFolder:
             yield
         finally:
             if self._lock is not None:
+                # What failed before it began leaves no folder.
+                if [path.name for path in self.path.iterdir()] == [LOCK]:
+                    shutil.rmtree(self.path)
                 self._lock.close()
 
     def _acquire(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / LOCK).open("w")
         try:
             # Belongs to this process alone: neither loader workers nor a killed run keep it.

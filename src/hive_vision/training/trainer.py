@@ -9,6 +9,7 @@ import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
@@ -282,11 +283,14 @@ class HiveTrainer(Trainer):
                 if self.args.should_save:
                     folder = self._staging / f"checkpoint-{step}"
                     write_json(folder / GUARD_STATE, self.guard.state())
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             if self.watchdog.lost_process(patience=5) is not None:
                 raise  # not this disk's fault
             kept = last_checkpoint(self._stage) or "none yet"
-            reason = str(error).strip().splitlines()[0]
+            cause: BaseException = error
+            if isinstance(error, CheckpointException):  # it lists every process's
+                cause, _ = next(iter(error.failures.values()))
+            reason = str(cause).strip().splitlines()[0]
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written ({reason}); last good one: "
                 f"{kept}. Make room and run the same command again"

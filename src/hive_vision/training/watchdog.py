@@ -6,6 +6,7 @@ it. Processes on several machines see each other through the run folder, which t
 
 import faulthandler
 import logging
+import math
 import os
 import shutil
 import socket
@@ -32,7 +33,8 @@ class Watchdog:
         folder: The run folder.
         rank: This process.
         ranks: How many there are.
-        stall_seconds: Longest time between two ``progress`` calls; 0 watches only the others.
+        stall_seconds: Longest time between two ``progress`` calls, from the first one on; 0 watches
+            only the others.
     """
 
     def __init__(self, folder: Path, rank: int, ranks: int, stall_seconds: float) -> None:
@@ -40,8 +42,9 @@ class Watchdog:
         self.rank = rank
         self.ranks = ranks
         self.stall_seconds = stall_seconds
-        self._doing = "starting"
-        self._since = time.monotonic()
+        self._doing = ""
+        # Not yet: making the token ids of millions of captions takes as long as it takes.
+        self._since = math.inf
         self._heard: dict[int, tuple[float, float]] = {}  # last change of a sign, and when seen
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -130,8 +133,11 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL):
             if self.ranks > 1:
-                os.utime(self._signs / str(self.rank))
-                lost = self.lost_process()
+                try:
+                    os.utime(self._signs / str(self.rank))
+                    lost = self.lost_process()
+                except OSError:  # a shared disk that does not answer for a moment
+                    continue
                 # Whoever notices by itself writes a better line: give it a moment.
                 if lost is not None and not self._stop.wait(5 * INTERVAL):
                     self._end(f"{lost}; run the same command again to go on")
