@@ -6,16 +6,21 @@ A STAGE and STEP stop the run there first, then it goes on.
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import transformers
+from accelerate import PartialState
 
+from hive_vision.folders import check_folder
 from hive_vision.training.callbacks import InterruptCallback
+from hive_vision.training.checkpoints import last_checkpoint
 from hive_vision.training.errors import InterruptedRunError
 from hive_vision.training.pretrain import Job, pretrain
-from hive_vision.training.processes import gather_lists, on_main
+from hive_vision.training.processes import gather_lists, leave_processes, on_main
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.run_folder import RunFolder
+from hive_vision.training.trainer import HiveTrainer
 from hive_vision.training.watchdog import Watchdog
 
 
@@ -32,6 +37,21 @@ def global_batches(arguments):
     ]
 
 
+class LateTrainer(transformers.Trainer):
+    """The second process takes its time to write its part of a checkpoint."""
+
+    def _save_rng_state(self, output_dir):
+        time.sleep(0.5 * PartialState().process_index)
+        super()._save_rng_state(output_dir)
+
+
+def check_checkpoint(stage):
+    """Every process's part is in the sealed checkpoint."""
+    files = check_folder(last_checkpoint(stage), "checkpoint")["files"]
+    ranks = PartialState().num_processes
+    assert ranks == sum(Path(name).name.startswith("rng_state") for name in files), files
+
+
 def main(recipe, folder, scenarios):
     transformers.utils.logging.disable_progress_bar()
     for scenario in scenarios:
@@ -45,6 +65,7 @@ def main(recipe, folder, scenarios):
                 pass
             else:
                 raise AssertionError("was not stopped")
+            on_main(lambda stage=Path(arguments.output, stop[0]): check_checkpoint(stage))
         pretrain(arguments)
         batches = global_batches(load_recipe(recipe, [*overrides, f"output={folder}/.{name}"]))
         text = json.dumps(batches)
@@ -52,4 +73,6 @@ def main(recipe, folder, scenarios):
 
 
 if __name__ == "__main__":
+    HiveTrainer.__bases__ = (LateTrainer,)
     main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    leave_processes()

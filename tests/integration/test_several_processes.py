@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 # Sums over two processes round differently; AdamW then amplifies what is near zero.
 LOSS_TOLERANCE = 1e-5
+FOUNDATIONS = {"vision": "siglip", "language": "llama"}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,11 @@ def launch(*arguments, **options):
     )
 
 
+# Its head is sharded apart from everything else, and 10 held-out captions in batches of 4 leave
+# the second process without any at the end.
+UNTIED = "untied,micro_batch_size=4,model.language={olmo2}"
 SCENARIOS = {
-    "one": ["hive", "sa,method=sa", "cascaded,method=cascaded"],
+    "one": ["hive", "sa,method=sa", "cascaded,method=cascaded", UNTIED],
     "ddp": [
         "hive",
         "stopped:stage2:2",
@@ -80,16 +85,18 @@ SCENARIOS = {
         "stopped:stage3:1,sharding=fsdp2",
         "sa,sharding=fsdp2,method=sa,gradient_checkpointing=true",
         "cascaded,sharding=fsdp2,method=cascaded,gradient_checkpointing=true",
+        f"{UNTIED},sharding=fsdp2",
     ],
 }
 
 
 @pytest.fixture(scope="module")
-def runs(recipe_file):
+def runs(recipe_file, backbone_folders):
     """All scenarios: with one process, with two, with two that share the weights."""
     root = recipe_file.parent
-    for kind, scenarios in SCENARIOS.items():
+    for kind, names in SCENARIOS.items():
         (root / kind).mkdir()
+        scenarios = [name.format(olmo2=backbone_folders["olmo2"]) for name in names]
         if kind == "one":
             several_processes.main(recipe_file, root / kind, scenarios)
             continue
@@ -123,6 +130,15 @@ def test_two_processes_are_one(runs, kind, method):
         torch.testing.assert_close(encoders[1][name], weight, rtol=0, atol=3e-3)
 
 
+def test_sharded_head_of_its_own(runs):
+    one, two = runs / "one" / "untied", runs / "fsdp2" / "untied"
+    assert losses(two) == pytest.approx(losses(one), rel=LOSS_TOLERANCE)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    assert results[1]["held_out_loss"] == pytest.approx(
+        results[0]["held_out_loss"], rel=LOSS_TOLERANCE
+    )
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_stopped_and_continued_is_undisturbed(runs, kind):
     """From a sharded checkpoint as well, bit for bit."""
@@ -147,9 +163,9 @@ def test_accelerate_launches_too(recipe_file, runs):
     assert completed.stdout.count("held-out caption loss") == 1
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_dead_rank_stops_the_others_with_one_line(recipe_file, tmp_path, victim):
-    output = tmp_path / "run"
+@contextmanager
+def endless_run(recipe_file, output):
+    """A run of two processes that has begun to train."""
     command = [*LAUNCH, "-m", "hive_vision", "pretrain", str(recipe_file), f"output={output}"]
     with subprocess.Popen(
         [*command, "stage1.max_steps=100000", "save_every=0"],
@@ -160,22 +176,57 @@ def test_dead_rank_stops_the_others_with_one_line(recipe_file, tmp_path, victim)
         deadline = time.monotonic() + 120
         while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
+        try:
+            yield launcher
+        finally:
+            launcher.kill()
+
+
+def lines_of_ours(errors):
+    return [line for line in errors.splitlines() if line.startswith("hive-vision: ")]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_dead_rank_stops_the_others_with_one_line(recipe_file, tmp_path, victim):
+    output = tmp_path / "run"
+    with endless_run(recipe_file, output) as launcher:
         sign = json.loads((output / ".ranks" / str(victim)).read_text())
         os.kill(sign["pid"], signal.SIGKILL)
         _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
-    lines = [line for line in errors.splitlines() if line.startswith("hive-vision: ")]
+    lines = lines_of_ours(errors)
     assert len(lines) == 1, errors
     assert lines[0].startswith(f"hive-vision: rank {victim} of 2 (process {sign['pid']} on ")
     assert "died; run the same command again to go on" in lines[0]
 
 
-def test_error_of_all_ranks_is_said_once(recipe_file, tmp_path):
+def test_second_start_is_refused_and_harms_nothing(recipe_file, tmp_path):
+    output = tmp_path / "run"
+    with endless_run(recipe_file, output) as launcher:
+        again = launch(
+            *("-m", "hive_vision", "pretrain", recipe_file, f"output={output}"),
+            *("stage1.max_steps=100000", "save_every=0"),
+        )
+        assert again.returncode != 0
+        assert "another process is training in" in lines_of_ours(again.stderr)[0]
+        time.sleep(8)  # longer than a process watches another one that seems to be dead
+        assert launcher.poll() is None
+        launcher.terminate()
+        _, errors = launcher.communicate(timeout=120)
+    assert "stopped after step" in errors
+
+
+def test_error_of_all_ranks_is_said_once(tmp_path):
+    """After one of them has trained the miniature's models for both."""
+    folder = tmp_path / "miniature"
     completed = launch(
-        *("-m", "hive_vision", "pretrain", recipe_file, f"output={tmp_path / 'run'}"),
+        *("-m", "hive_vision", "pretrain", "debug", f"output={tmp_path / 'run'}"),
+        *(f"miniature.folder={folder}", "miniature.foundations.language_steps=2"),
+        *(f"model.{part}={folder}/foundations/{name}" for part, name in FOUNDATIONS.items()),
+        *(f"data.{part}={folder}/data/captions/{part}" for part in ("train", "validation")),
         "stage2.batch_size=7",
     )
     assert completed.returncode != 0
-    lines = [line for line in completed.stderr.splitlines() if line.startswith("hive-vision: ")]
+    lines = lines_of_ours(completed.stderr)
     assert len(lines) == 1, completed.stderr
     assert "batch_size is 7 but there are 2 processes" in lines[0]

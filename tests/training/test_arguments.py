@@ -16,6 +16,12 @@ def test_steps_need_exactly_one_length(options):
         StageArguments(**options).steps(samples=10)
 
 
+def test_gradients_are_always_clipped():
+    """Only then are they looked at."""
+    with pytest.raises(ValueError, match="max_grad_norm is 0; it must be above 0"):
+        StageArguments(max_grad_norm=0)
+
+
 def test_fusion_options_are_those_of_the_configuration():
     options = ModelArguments("v", "l").fusion_options("hive")
     own = {name for name in HiveConfig.__annotations__ if not name.endswith("_config")}

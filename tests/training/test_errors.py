@@ -7,3 +7,7 @@ def test_errors_carry_what_their_handlers_need():
     assert InterruptedRunError("saved", signal.SIGTERM).signal_number == signal.SIGTERM
     assert RollBackError(7).step == 7
     assert isinstance(TrainingError("x"), ValueError), "the command line prints its line"
+
+
+def test_interruption_is_not_taken_for_a_damaged_image():
+    assert not issubclass(InterruptedRunError, Exception)

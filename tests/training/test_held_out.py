@@ -1,7 +1,9 @@
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hive_vision.training.held_out import ShuffledImages, _share
+from tests.training.test_trainer import make_trainer
 
 
 class Pairs:
@@ -27,3 +29,12 @@ def test_every_row_once_in_equally_many_batches(count, batch_size, ranks):
     rows = [row for share in shares for batch in share for row in batch]
     assert sorted(rows) == list(range(count))
     assert all(len(batch) <= batch_size for share in shares for batch in share)
+
+
+def test_random_numbers_of_training_are_left_alone(recipe):
+    """Else evaluating more often would give other weights where there is dropout."""
+    _, trainer = make_trainer(recipe())
+    before = torch.get_rng_state()
+    trainer.held_out_loss()
+    trainer.held_out_loss("shuffled")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -323,3 +323,22 @@ def test_what_is_handed_on_says_what_it_is(recipe, tmp_path):
         file.write(b"\x00")
     with pytest.raises(ValueError, match=r"model.safetensors has other bytes than were written"):
         pretrain(recipe())
+
+
+def test_how_often_is_as_asked_now(recipe, tmp_path, lines_of):
+    """Not as it was asked when the checkpoint was written."""
+    with pytest.raises(InterruptedRunError):
+        pretrain(recipe(stage1=stage(1, max_steps=8), log_every=4), stop_after=("stage1", 5))
+    pretrain(recipe(stage1=stage(1, max_steps=8), log_every=1))
+    lines = lines_of(tmp_path / "run" / "metrics.jsonl")
+    steps = [line["step"] for line in lines if line["stage"] == "stage1" and "loss" in line]
+    assert steps == [4, 6, 7, 8]
+
+
+def test_checkpoint_of_a_sharded_model_is_refused_by_one_process(recipe, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        pretrain(recipe(), stop_after=("stage1", 1))
+    path = tmp_path / "run" / "stage1" / "checkpoint-1" / "manifest.json"
+    path.write_text(path.read_text().replace('"sharded": false', '"sharded": true'))
+    with pytest.raises(ValueError, match="several processes with sharding=fsdp2, this start"):
+        pretrain(recipe())

@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TrainingArguments
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import Trainer, TrainingArguments
 
 from hive_vision.data.sampler import OrderedPart
+from hive_vision.training.arguments import FaultArguments
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import checkpoint_folder
 from hive_vision.training.errors import TrainingError
@@ -164,3 +166,47 @@ def test_checkpoints_load_strictly_under_older_key_names(recipe, vision, languag
     trainer._load_from_checkpoint(str(checkpoint_folder(job.run.stage("stage1"), 2)))
     for name, weight in job.model.state_dict().items():
         assert torch.equal(weight, trained[name]), name
+
+
+def test_weights_decay_but_biases_and_norms_do_not(recipe):
+    job, trainer = make_trainer(recipe(stage3=stage(3, weight_decay=0.1)))
+    optimizer = trainer.create_optimizer()
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    found = {name: decay[id(p)] for name, p in job.model.named_parameters() if id(p) in decay}
+    one_dimensional = {n for n, p in job.model.named_parameters() if p.dim() < 2}
+    assert {name for name, value in found.items() if value == 0} == one_dimensional & found.keys()
+    assert set(found.values()) == {0.0, 0.1}
+
+
+def test_guard_is_shown_the_loss_of_each_step_alone(recipe):
+    """Of each step, not a sum over steps; spikes are told by it."""
+    arguments = recipe(
+        micro_batch_size=2, stage3=stage(3, max_steps=4), faults=FaultArguments(loss_spike=100.0)
+    )
+    _, trainer = make_trainer(arguments)
+    shown = []
+    trainer.guard.judge = lambda step, loss, norm, ids: shown.append(loss) or True
+    trainer.train()
+    logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert shown == pytest.approx(logged, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("No space left"),
+        CheckpointException("failed", {0: (OSError("No space left"), None)}),
+    ],
+)
+def test_checkpoint_that_cannot_be_written_is_one_line(recipe, monkeypatch, error):
+    """Sharded ones fail with an exception that is none of Python's usual ones."""
+    _, trainer = make_trainer(recipe())
+
+    def fail(self, model, trial):
+        raise error
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", fail)
+    with pytest.raises(TrainingError, match=r"could not be written \(No space left\); last good"):
+        trainer._save_checkpoint(trainer.model, None)

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
         return
     from hive_vision.training.errors import InterruptedRunError
     from hive_vision.training.pretrain import pretrain
-    from hive_vision.training.processes import start_processes
+    from hive_vision.training.processes import leave_processes, start_processes
     from hive_vision.training.watchdog import main_said
 
     recipe, *overrides = arguments
@@ -47,6 +47,7 @@ def run(arguments: list[str]) -> None:
         if not main and main_said(Path(settings.output), str(error)):
             sys.exit(1)
         raise
+    leave_processes()
     if not main:
         return
     loss = f"held-out caption loss: {results['held_out_loss']:.4f}"

@@ -35,6 +35,11 @@ def start_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
 
 
+def leave_processes() -> None:
+    """Part from the other processes, before one ends under a thread that waits for another."""
+    PartialState().destroy_process_group()
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Run a function on the main process only; its result, or its error, reaches all of them.
 
