@@ -9,6 +9,7 @@ names what the folder is (``kind``), facts about it, and every file with its siz
     facts = check_folder(path, "model")     # the right kind, and every byte as it was written
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -162,6 +163,26 @@ def check_keys(expected: Iterable[str], found: Iterable[str], where: object) -> 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+
+
+def acquire(lock: Path, busy: str) -> IO[str]:
+    """Keep other processes out until the returned file is closed or this process ends.
+
+    Args:
+        lock: A file that exists for this only.
+        busy: What to say if another process holds it.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    file = lock.open("w")
+    try:
+        # Belongs to this process alone: neither its children nor a killed process keep it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(busy) from error
+    return file
 
 
 def hash_file(path: Path) -> str:

@@ -227,6 +227,25 @@ class TestInterruption:
         with pytest.raises(ValueError, match="was begun from other data"):
             build_data(opened(photos), output, BuildSettings(workers=1))
 
+    def test_one_at_a_time(self, photos: Path, tmp_path: Path) -> None:
+        records = tmp_path / ".built.records"
+        records.mkdir()
+        script = (
+            "import pathlib, sys, time\n"
+            "from hive_vision.folders import acquire\n"
+            f"file = acquire(pathlib.Path({str(records / 'lock')!r}), 'busy')\n"
+            "print('locked', flush=True)\n"
+            "time.sleep(60)\n"
+        )
+        settings = BuildSettings(workers=1)
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"locked\n"
+            with pytest.raises(ValueError, match="another process is building"):
+                build_data(opened(photos), tmp_path / "built", settings)
+            other.kill()
+        build_data(opened(photos), tmp_path / "built", settings)
+
     def test_half_a_shard_is_thrown_away(self, photos: Path, tmp_path: Path) -> None:
         settings = BuildSettings(shard_size=4, workers=1)
         (aside := partial_folder(tmp_path / "built")).mkdir()

@@ -48,6 +48,15 @@ def test_every_image_is_rgb(mode: str) -> None:
     assert (decoded.mode, decoded.size) == ("RGB", (16, 16))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_sixteen_bits_are_scaled(dtype: type) -> None:
+    """Pillow alone makes everything above 255 white."""
+    pixels = np.linspace(0, 65535, 256).reshape(16, 16).astype(dtype)
+    content = encoded(Image.fromarray(pixels), "TIFF")
+    decoded = np.asarray(decode_image(StoredImage(path=None, bytes=content)))
+    assert (decoded == (pixels // 256)[..., None]).all()
+
+
 def test_photographs_stand_upright() -> None:
     image, exif = Image.new("RGB", (20, 10)), Image.Exif()
     exif[Image.ExifTags.Base.Orientation] = 6

@@ -31,7 +31,8 @@ def test_llava_without_image_or_answer(tmp_path: Path) -> None:
     text_only = llava_sample("b.jpg", "one")
     del text_only["image"]
     path = tmp_path / "chat.json"
-    path.write_text(json.dumps([silent, text_only]))
+    no_image = {**text_only, "image": None}
+    path.write_text(json.dumps([silent, text_only, no_image]))
     assert rows(path, "llava") == {"a.jpg": [""]}
 
 
@@ -40,6 +41,15 @@ def test_coco_joins_by_id(tmp_path: Path) -> None:
     path = write_coco(tmp_path / "captions.json", ["a.jpg", "b.jpg", "c.jpg"], captions)
     expected = {"a.jpg": ["one"], "b.jpg": ["two", "three", "four"], "c.jpg": []}
     assert rows(path, "coco") == expected
+
+
+def test_coco_caption_without_text_or_image(tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "captions.json", ["a.jpg"], [["one"]])
+    content = json.loads(path.read_text())
+    (first,) = content["annotations"]
+    content["annotations"] += [{**first, "caption": None}, {**first, "image_id": 77}]
+    path.write_text(json.dumps(content))
+    assert rows(path, "coco") == {"a.jpg": ["one", ""]}
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -54,7 +64,8 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[1]", "7", '{"images": [{"id": 1}]}', '[{"image": "a", "conversations": "b"}]',
-     '{"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}'],
+     '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}',
+     '{"images": [], "annotations": [3]}'],
 )  # fmt: skip
 def test_other_content(tmp_path: Path, kind: str, content: str) -> None:
     path = tmp_path / "captions.json"

@@ -361,3 +361,9 @@ class TestSelection:
         )
         if texts[1]:
             assert caption_source(moved, Source("x"), "x").fingerprint != one.fingerprint
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./photos", "a/b/c", "chat.json", "../x"])
+def test_what_is_no_hub_id_is_not_looked_for_there(path: str) -> None:
+    with pytest.raises(ValueError, match="it does not exist: give"):
+        load_splits(path)

@@ -47,7 +47,7 @@ def test_three_kills(recipe_file, undisturbed, tmp_path):
     assert not list(output.glob("*/checkpoint-*"))
     code, log = run(recipe_file, output, Strike("write metrics.jsonl", LINES + 5))
     assert code == -signal.SIGKILL
-    assert "stage2  5/6" in log
+    assert "stage2  4/6" in log
     writing = Strike("write stage3/.checkpoint-4.partial/*/trainer_state.json")
     code, log = run(recipe_file, output, writing)
     assert code == -signal.SIGKILL
@@ -101,6 +101,26 @@ def test_signals(recipe_file, undisturbed, tmp_path):
     assert outcome(output) == undisturbed
 
 
+def test_sigterm_to_everyone(recipe_file, undisturbed, tmp_path):
+    """As launchers and schedulers send it: to the loader's workers too."""
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "hive_vision", "pretrain", str(recipe_file)]
+    command += [f"output={output}", "data.num_workers=2"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not (output / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert "saved; run the same command again" in errors
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "stage1 goes on from step " in again.stderr
+    assert outcome(output) == undisturbed
+
+
 def test_disk_full(recipe_file, undisturbed, tmp_path):
     """One line of error wherever the disk is full; with room, the run goes on."""
     output = tmp_path / "run"
@@ -112,7 +132,7 @@ def test_disk_full(recipe_file, undisturbed, tmp_path):
         assert "Traceback" not in log
         if "checkpoint" in point:
             kept = output / "stage2" / "checkpoint-2"
-            assert f"last good one: {kept}. Make room and run the same command again" in line
+            assert f"last good one: {kept}. Make room if the disk is full, and run the same" in line
             assert [kept] == list((output / "stage2").glob("*checkpoint-*"))
     assert run(recipe_file, output)[0] == 0
     assert outcome(output) == undisturbed

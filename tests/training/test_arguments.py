@@ -1,7 +1,12 @@
 import pytest
 
 from hive_vision.models.configuration import HiveConfig
-from hive_vision.training.arguments import ModelArguments, StageArguments
+from hive_vision.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainArguments,
+    StageArguments,
+)
 
 
 def test_steps_follow_from_epochs():
@@ -20,6 +25,22 @@ def test_gradients_are_always_clipped():
     """Only then are they looked at."""
     with pytest.raises(ValueError, match="max_grad_norm is 0; it must be above 0"):
         StageArguments(max_grad_norm=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: StageArguments(rules={"projectors": -1.0}),
+        lambda: DataArguments("photos", num_workers=-1),
+        lambda: DataArguments("photos", max_bad_fraction=-1.0),
+        lambda: PretrainArguments(
+            "run", ModelArguments("v", "l"), DataArguments("d"), save_every=-1
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(make):
+    with pytest.raises(ValueError, match=r"is -1"):
+        make()
 
 
 def test_fusion_options_are_those_of_the_configuration():

@@ -150,7 +150,7 @@ def test_unusable_samples_are_replaced_named_and_counted(recipe, image_folder, t
     (bad,) = lines_of(tmp_path / "run" / "bad_samples.jsonl")
     assert bad["sample_id"] == 3
     assert bad["source"].endswith("003.png")
-    strict = recipe(data=data, output=str(tmp_path / "strict"), **stages)
+    strict = recipe(data={**data, "max_bad_fraction": 0}, output=str(tmp_path / "strict"), **stages)
     with pytest.raises(TrainingError, match="1 samples cannot be used, 0 are allowed"):
         pretrain(strict)
 

@@ -302,3 +302,8 @@ class TestPath:
         assert recipe_path("debug").name == "debug.yaml"
         minimal.rename(tmp_path / "debug")
         assert load_recipe("debug").output == "out"
+
+
+def test_file_that_does_not_exist_is_no_unknown_name():
+    with pytest.raises(ValueError, match=r"recipe './nope.yaml' does not exist"):
+        load_recipe("./nope.yaml")

@@ -5,6 +5,7 @@ import sys
 import pytest
 import yaml
 
+from hive_vision.training.arguments import FaultArguments
 from hive_vision.training.run_folder import RunFolder, recipe_differences
 
 
@@ -53,6 +54,12 @@ def test_keys_of_a_later_version_do_not_make_an_old_run_foreign(recipe):
     del saved["faults"], saved["sharding"]
     (run.path / "recipe.yaml").write_text(yaml.safe_dump(saved))
     RunFolder(recipe()).check()
+
+
+def test_what_is_done_about_a_fault_may_change(recipe):
+    RunFolder(recipe()).create()
+    faults = FaultArguments(on_divergence="skip", loss_spike=5.0)
+    RunFolder(recipe(faults=faults, data={"max_bad_fraction": 0.5})).check()
 
 
 def test_second_start_of_a_running_run_is_refused(recipe):

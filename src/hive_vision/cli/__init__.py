@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _set_up_logging(quiet: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries without a network
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries without a network
     logging.getLogger("hive_vision").setLevel(logging.WARNING if quiet else logging.INFO)

@@ -28,6 +28,7 @@ from hive_vision.data.quarantine import write_quarantine
 from hive_vision.data.shards import INDEX, INDEX_FEATURES
 from hive_vision.data.sources import CaptionSource
 from hive_vision.folders import (
+    acquire,
     hash_file,
     partial_folder,
     put_in_place,
@@ -113,18 +114,36 @@ def build_data(source: CaptionSource, output: Path, settings: BuildSettings) -> 
     chosen = {key: value for key, value in asdict(settings).items() if key != "workers"}
     chosen["source_fingerprint"] = source.fingerprint
     records = output.with_name(f".{output.name}.records")
+    records.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is building {str(output)!r}; wait for it or stop it first"
+    with acquire(records / "lock", busy):
+        return _build(source, output, records, settings, chosen)
+
+
+def _build(
+    source: CaptionSource,
+    output: Path,
+    records: Path,
+    settings: BuildSettings,
+    chosen: dict[str, Any],
+) -> dict[str, Any]:
     if output.exists():
+        shutil.rmtree(records)
         manifest = read_manifest(output, KIND)
         _check_settings(chosen, manifest, f"{output} was built")
         logger.info("%s is already built; nothing to do", output)
-        shutil.rmtree(records, ignore_errors=True)
+        if manifest["unusable"]:
+            logger.info(
+                "%d captions were left out then; if their images were repaired, delete %s to "
+                "build it again",
+                *(manifest["unusable"], output),
+            )
         return manifest
     begun = read_json(records / "settings.json")
     if begun is not None:
         _check_settings(chosen, begun, f"{output} was begun")
     aside = partial_folder(output)
-    for folder in (records, aside):
-        folder.mkdir(parents=True, exist_ok=True)
+    aside.mkdir(parents=True, exist_ok=True)
     if begun is None:
         write_json(records / "settings.json", chosen)
     for path in aside.rglob(f"*{_UNFINISHED}"):

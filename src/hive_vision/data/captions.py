@@ -3,11 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
@@ -124,6 +126,14 @@ class CaptionDataset(Dataset[Caption]):
     def __len__(self) -> int:
         return int(self._first_rows[-1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token ids behind; their tables travel as the names of their files."""
+        return {key: value for key, value in self.__dict__.items() if key != "_token_ids"}
+
+    @cached_property
+    def _token_ids(self) -> list[pa.ChunkedArray]:
+        return [tokens.data.column("input_ids") for tokens in self._tokens]
+
     @property
     def epoch_size(self) -> int:
         """Samples in an epoch, with the weights of the sources."""
@@ -165,11 +175,11 @@ class CaptionDataset(Dataset[Caption]):
         except (UnusableImageError, OSError) as error:
             name = name or images.name(image_row)
             raise _UnusableSampleError(int(self._sample_ids[row]), name, str(error)) from error
-        tokens = self._tokens[part].data.column("input_ids")[row - self._first_rows[part]]
+        tokens = self._token_ids[part][row - self._first_rows[part]]
         sample_id = int(self._sample_ids[row])
         return Caption(
             image=image,
-            input_ids=tokens.values.to_numpy().tolist(),
+            input_ids=tokens.as_py(),
             sample_id=sample_id,
             bad_samples=[BadSample(e.sample_id, e.source, e.reason, sample_id) for e in bad],
         )

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-_DECODER = datasets.Image(mode="RGB")
+_DECODER = datasets.Image()
 
 
 class StoredImage(TypedDict):
@@ -35,12 +35,18 @@ def decode_image(stored: StoredImage) -> Image.Image:
     if stored["path"] is None and stored["bytes"] is None:
         raise UnusableImageError("no image")
     try:
-        image: Image.Image = _DECODER.decode_example(stored)
+        image = _to_rgb(_DECODER.decode_example(stored))
     except Exception as error:  # a damaged file can make a decoder raise anything
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "cannot identify image" if unknown else " ".join(str(error).split())
         raise UnusableImageError(f"{type(error).__name__}: {reason}") from error
     return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, of which Pillow would make white
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_bytes(stored: StoredImage) -> bytes:

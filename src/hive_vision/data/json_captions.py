@@ -14,7 +14,7 @@ FEATURES = datasets.Features(
         "caption": datasets.List(datasets.Value("string")),
     }
 )
-_FORMAT = 1  # change it with what is read: results are cached on users' disks
+_FORMAT = 2  # change it with what is read: results are cached on users' disks
 
 
 def read_json_captions(path: Path, kind: Literal["llava", "coco"]) -> datasets.Dataset:
@@ -69,7 +69,7 @@ def _llava(content: Any) -> dict[str, list[str]]:
     """Samples without an image are text only and left out."""
     captions: dict[str, list[str]] = {}
     for sample in content:
-        if "image" in sample:
+        if sample.get("image"):
             turns = sample["conversations"]
             answers = (turn["value"] for turn in turns if turn["from"] == "gpt")
             captions.setdefault(sample["image"], []).append(next(answers, ""))
@@ -80,5 +80,6 @@ def _coco(content: Any) -> dict[str, list[str]]:
     names = {image["id"]: image["file_name"] for image in content["images"]}
     captions: dict[str, list[str]] = {name: [] for name in names.values()}
     for annotation in content["annotations"]:
-        captions[names[annotation["image_id"]]].append(annotation["caption"].strip())
+        if annotation["image_id"] in names:  # others belong to images that were left out
+            captions[names[annotation["image_id"]]].append((annotation["caption"] or "").strip())
     return captions

@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,12 @@ class ShardImages:
         return len(self._index)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind; after a fork they are shared, and reads have no position."""
-        return {**self.__dict__, "_open": OrderedDict()}
+        """Leave open files and names behind; after a fork they are shared.
+
+        (Reads have no position.)
+        """
+        kept = {key: value for key, value in self.__dict__.items() if key != "_names"}
+        return {**kept, "_open": OrderedDict()}
 
     def read(self, row: int) -> StoredImage:
         """Read one, not decoded."""
@@ -193,8 +198,12 @@ class ShardImages:
 
     def name(self, row: int) -> str:
         """The file's name in its shard."""
-        name: str = self._index.data.column("name")[row].as_py()
+        name: str = self._names[row].as_py()
         return name
+
+    @cached_property
+    def _names(self) -> pa.ChunkedArray:
+        return self._index.data.column("name")
 
     def facts(self) -> list[pa.ChunkedArray]:
         """Names and sizes."""

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from hive_vision.folders import MANIFEST, read_json
 
 Format = Literal["auto", "imagefolder", "llava", "coco", "datasets", "shards"]
 PARQUET = b"PAR1"  # how such a file starts
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.json)(?<!\.jsonl)(?<!\.parquet)(?<!\.tar)")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -324,6 +326,11 @@ def load_splits(source: str | Path, kind: Format = "auto") -> datasets.DatasetDi
         ValueError: If there is nothing to load.
     """
     path = Path(source)
+    if not path.exists() and not HUB_ID.fullmatch(str(source)):
+        raise ValueError(
+            f"no images found at {str(source)!r}, it does not exist: give a folder with images and "
+            f"one of {', '.join(METADATA_FILES)}, or a hub id"
+        )
     if kind == "auto":
         kind = detect_format(str(source))
     try:

@@ -85,6 +85,15 @@ class DataArguments:
     max_bad_fraction: float = 0.01
     num_workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no data can have."""
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers is {self.num_workers}; it must be 0 or more")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"data.max_bad_fraction is {self.max_bad_fraction}; it is a share, from 0 to 1"
+            )
+
     def train_sources(self) -> list[Source]:
         """What to learn from.
 
@@ -139,6 +148,9 @@ class StageArguments:
         """Refuse numbers that no stage can have."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        for part, rate in self.rules.items():
+            if rate != "frozen" and not float(rate) >= 0:
+                raise ValueError(f"the rate of {part} is {rate}; give one above 0, or frozen")
         if self.max_steps is not None and self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}; it must be 0 or more")
         if self.max_grad_norm <= 0:
@@ -250,6 +262,9 @@ class PretrainArguments:
         for name in ("micro_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("save_every", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.precision == "float16" and self.faults.on_divergence != "stop":
             raise ValueError(
                 f"faults.on_divergence is {self.faults.on_divergence!r} but precision is float16, "

@@ -52,9 +52,9 @@ class BadSampleLog:
         on_main(lambda: self._append("".join(lines)))
         if len(self._seen) > self.allowed:
             raise TrainingError(
-                f"{len(self._seen)} samples cannot be used, {self.allowed} are allowed "
-                f"(data.max_bad_fraction); they are named in {self.path}. "
-                "hive-vision data verify finds them all beforehand"
+                f"{len(self._seen)} samples cannot be used, {self.allowed} are allowed; they are "
+                f"named in {self.path}. Raise data.max_bad_fraction to go on, or have hive-vision "
+                "data verify find them all and begin again with its list in another output folder"
             )
 
     def _append(self, text: str) -> None:

@@ -90,6 +90,7 @@ class ProgressCallback(TrainerCallback):
         self.started = 0.0
         self.first_step = 0
         self.seconds_per_step = 0.0
+        self._is_due = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,19 +117,14 @@ class ProgressCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the bar, or write a line now and then."""
+        """Move the bar; a line, now and then, waits for the loss of this step."""
         step, total = state.global_step, state.max_steps
         self.seconds_per_step = (time.monotonic() - self.started) / (step - self.first_step)
         if not state.is_world_process_zero:
             return
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=step, loss=self.loss)
-        elif step == total or step % max(1, total // REPORTS) == 0:
-            remaining = timedelta(seconds=round(self.seconds_per_step * (total - step)))
-            logger.info(
-                "%s  %d/%d  %s  %.2f s/step  ETA %s",
-                *(self.stage, step, total, self.loss, self.seconds_per_step, remaining),
-            )
+        self._is_due = step == total or step % max(1, total // REPORTS) == 0
 
     def on_log(
         self,
@@ -141,11 +137,34 @@ class ProgressCallback(TrainerCallback):
         """Remember the loss."""
         if logs and "loss" in logs:
             self.loss = f"loss {logs['loss']:.3f}"
+            if self.bar is not None and self.task is not None:
+                self.bar.update(self.task, loss=self.loss)
+            self._write_line(state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the line about the step before, if its loss was not logged."""
+        self._write_line(state)
+
+    def _write_line(self, state: TrainerState) -> None:
+        if not self._is_due or self.bar is not None:
+            return
+        self._is_due = False
+        remaining = timedelta(
+            seconds=round(self.seconds_per_step * (state.max_steps - state.global_step))
+        )
+        logger.info(
+            "%s  %d/%d  %s  %.2f s/step  ETA %s",
+            *(self.stage, state.global_step, state.max_steps, self.loss),
+            *(self.seconds_per_step, remaining),
+        )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the bar."""
+        """Write the last line, close the bar."""
+        self._write_line(state)
         self.close()
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ def held_out_loss(
     """
     was_training = model.training
     model.eval()
-    unusable = 0
+    unusable: set[int] = set()
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     source: Dataset[Caption] = ShuffledImages(data) if images == "shuffled" else data
     own = _share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
@@ -74,7 +74,7 @@ def held_out_loss(
     )
     for rows, batch in zip(own, loader, strict=True):
         if rows:
-            unusable += len(batch["bad_samples"])
+            unusable |= {bad.sample_id for bad in batch["bad_samples"]}
         else:  # this process has no captions left, but the others need it in sharded layers
             batch["labels"][:] = IGNORE_INDEX
         inputs = {name: batch[name] for name in batch if name not in ("bad_samples", "sample_ids")}
@@ -86,8 +86,8 @@ def held_out_loss(
         totals[0] += loss
         totals[1] += (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
     model.train(was_training)
-    if unusable:
-        logger.warning("%d held-out samples cannot be used and were replaced", unusable)
+    if unusable and images == "matched":
+        logger.warning("%d held-out samples cannot be used and were replaced", len(unusable))
     summed, tokens = accelerator.reduce(totals).tolist()
     return float(summed / tokens)
 

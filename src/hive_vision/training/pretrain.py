@@ -133,7 +133,7 @@ class Job:
         self.data = load_run_data(data, self.processor)
         self.train_data, self.held_out = self.data.train, self.data.held_out
         self.bad_samples = BadSampleLog(
-            run.bad_samples, allowed=int(data.max_bad_fraction * len(self.train_data))
+            run.bad_samples, allowed=math.ceil(data.max_bad_fraction * len(self.train_data))
         )
         self.stages = {} if arguments.method == "base" else self._checked_stages()
         finished = [name for name in self.stages if run.stage_result(name) is not None]
@@ -314,6 +314,7 @@ class Job:
             manifest = read_manifest(checkpoint, "checkpoint")
             self._check_same_data(checkpoint, manifest)
             self._check_same_sharding(checkpoint, manifest)
+            logger.info("%s goes on from step %d", name, step_of(checkpoint))
         progress = ProgressCallback(name)
         metrics = MetricsCallback(self.run.metrics, name)
         trainer = self.trainer(name, stage, parts, callbacks=[metrics, progress, self.interrupt])

@@ -32,6 +32,9 @@ def recipe_path(recipe: str | Path) -> Path:
         return Path(recipe)
     if str(recipe) in recipe_names():
         return Path(str(files("hive_vision.recipes") / f"{recipe}.yaml"))
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        names = ", ".join(recipe_names())
+        raise ValueError(f"recipe {str(recipe)!r} does not exist; the package has {names}")
     raise ValueError(
         unknown_name("recipe", str(recipe), recipe_names()) + " (or give the path of a YAML file)"
     )

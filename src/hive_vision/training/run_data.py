@@ -31,7 +31,8 @@ class RunData:
     Attributes:
         train: Captions to learn from.
         held_out: Captions to judge by.
-        fingerprint: Changes when the captions to learn from, or their images, change.
+        fingerprint: Changes when the captions to learn from change, or what is known of their
+            images without opening them (docs/reliability.md).
         samples: Samples in an epoch: pairs to learn from, with the weights of a mixture.
         excluded: Pairs to learn from that are left out, being in quarantine.
     """
@@ -130,8 +131,8 @@ def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
         held_out = CaptionDataset(judges, encode, encoding=encoding)
     excluded = int(len(kept) - kept.sum())
     logger.info(
-        "%s: %d captions to learn from, %d held out, %d in quarantine",
-        *(_names(sources), len(train), len(held_out), excluded),
+        "%s: %d captions to learn from, %d in quarantine; %s: %d held out",
+        *(_names(sources), len(train), excluded, _names(judges), len(held_out)),
     )
     fingerprint = combine_fingerprints(
         *(source.fingerprint for source in sources), *map(str, parts.weights)

@@ -7,7 +7,6 @@ bad_samples.jsonl  samples that were replaced       result.json    its losses an
 results.json       the summary                    encoder/         the plain encoder
 """
 
-import fcntl
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import IO, Any
 import torch
 import yaml
 
-from hive_vision.folders import flatten, read_json, write_json, write_text
+from hive_vision.folders import acquire, flatten, read_json, write_json, write_text
 from hive_vision.training.arguments import PretrainArguments
 from hive_vision.training.processes import on_main
 from hive_vision.training.recipes import load_recipe
@@ -96,14 +95,10 @@ class RunFolder:
 
     def _acquire(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / LOCK).open("w")
-        try:
-            # Belongs to this process alone: neither loader workers nor a killed run keep it.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process is training in {str(self.path)!r}; wait for it or stop it first"
-            ) from error
+        self._lock = acquire(
+            self.path / LOCK,
+            f"another process is training in {str(self.path)!r}; wait for it or stop it first",
+        )
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -134,7 +129,8 @@ class RunFolder:
         return self.path / "encoder"
 
 
-# What may change between two starts of a run: how it is computed and watched, not what it computes.
+# What may change between two starts of a run: how it is computed and watched, and what is done
+# about the fault that stopped it; not what an undisturbed run computes.
 FREE_KEYS = (
     "output",
     "micro_batch_size",
@@ -142,6 +138,11 @@ FREE_KEYS = (
     "evaluate_every",
     "save_every",
     "data.num_workers",
+    "data.max_bad_fraction",
+    "faults.on_divergence",
+    "faults.loss_spike",
+    "faults.gradient_spike",
+    "faults.max_events",
     "faults.stall_seconds",
     "faults.grace_seconds",
 )

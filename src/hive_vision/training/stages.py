@@ -222,5 +222,9 @@ def prove_update(
         if part.learning_rate is None and moved:
             raise RuntimeError(f"{part.rule} is frozen, but {moved[0]!r} changed")
         if part.learning_rate and not moved:
-            raise RuntimeError(f"{part.rule} should have trained, but none of its tensors changed")
+            raise RuntimeError(
+                f"{part.rule} should have trained, but none of its tensors changed "
+                "(cross-attentions start as an identity: projectors have no gradient before the "
+                "second step)"
+            )
     return proof

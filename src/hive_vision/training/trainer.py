@@ -1,8 +1,13 @@
 """The training loop: transformers' Trainer with per-group rates, our data order and our loss."""
 
 import math
-from collections.abc import Iterable
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -120,6 +125,14 @@ class HiveTrainer(Trainer):
             seed=self.args.data_seed,
             parts=self.train_dataset.parts,
         )
+
+    def get_train_dataloader(self) -> Any:
+        """As in transformers; its workers live on when a launcher sends SIGTERM to everyone."""
+        loader = super().get_train_dataloader()
+        grace = self.guard.settings.grace_seconds
+        own = loader.base_dataloader  # accelerate's has a loader of torch inside
+        own.worker_init_fn = partial(_begin_worker, own.worker_init_fn, grace)
+        return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make AdamW with one learning rate for each rule; no weight decay on biases and norms."""
@@ -293,7 +306,7 @@ class HiveTrainer(Trainer):
             reason = str(cause).strip().splitlines()[0]
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written ({reason}); last good one: "
-                f"{kept}. Make room and run the same command again"
+                f"{kept}. Make room if the disk is full, and run the same command again"
             ) from error
         finally:
             self._staging = None
@@ -309,6 +322,19 @@ class HiveTrainer(Trainer):
         state = read_json(folder / GUARD_STATE)
         assert state is not None
         self.guard.load_state(state)
+
+
+def _begin_worker(first: Callable[[int], None] | None, grace: float, worker: int) -> None:
+    """Have a loader's worker serve the step that is finished after a SIGTERM."""
+    if first is not None:
+        first(worker)
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(grace, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, end_later)
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, minimum: float) -> float:
