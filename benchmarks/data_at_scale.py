@@ -95,7 +95,7 @@ def memory(folder: Path, steps: int) -> None:
     log = folder / "run.log"
     with log.open("w") as file:
         run = subprocess.Popen(command, stdout=file, stderr=file)
-        resident: dict[int, list[int]] = {}
+        resident: dict[int, list[tuple[int, int]]] = {}
         while run.poll() is None:
             step, size = step_of(folder / "run"), resident_bytes(run.pid)
             if 0 < step < steps - 10:  # what follows the last step is not training
@@ -105,14 +105,18 @@ def memory(folder: Path, steps: int) -> None:
         raise RuntimeError(f"the training run failed, see {log}")
     after = {step: max(sizes) for step, sizes in resident.items() if step >= 1000}
     first, last = after[min(after)], after[max(after)]
-    print(f"\n| resident memory of trainer and {WORKERS} workers | step | MB |\n|---|---|---|")
+    print(f"\n| resident memory of trainer and {WORKERS} workers | step | MB | of it own |")
+    print("|---|---|---|---|")
     for title, step in (
         ("after 1,000 steps", min(after)),
         ("at the end", max(after)),
         ("most in between", max(after, key=lambda step: after[step])),
     ):
-        print(f"| {title} | {step} | {after[step] / 1e6:.1f} |")
-    print(f"\ngrowth after the first 1,000 steps: {(last - first) / 1e6:+.1f} MB")
+        both, own = (size / 1e6 for size in after[step])
+        print(f"| {title} | {step} | {both:.1f} | {own:.1f} |")
+    growth, own = ((b - a) / 1e6 for a, b in zip(first, last, strict=True))
+    print(f"\ngrowth after the first 1,000 steps: {growth:+.1f} MB, of it own {own:+.1f} MB")
+    print("(not own: pages of memory-mapped files, and batches on their way between processes)")
 
 
 def step_of(run: Path) -> int:
@@ -121,13 +125,14 @@ def step_of(run: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> tuple[int, int]:
+    """Of a process and its children: all, and what is neither a file's nor shared."""
     try:
         process = psutil.Process(pid)
-        together = [process, *process.children(recursive=True)]
-        return sum(one.memory_info().rss for one in together)
+        sizes = [one.memory_info() for one in (process, *process.children(recursive=True))]
     except psutil.NoSuchProcess:
-        return 0
+        return 0, 0
+    return sum(s.rss for s in sizes), sum(s.rss - s.shared for s in sizes)
 
 
 def make(folder: Path, images: int) -> None:
@@ -230,7 +235,7 @@ def loader(folder: Path) -> dict[str, list[tuple[float, float]]]:
     def processed(images: Sequence[Image.Image]) -> Any:
         return collate.image_processor(list(images), return_tensors="pt")
 
-    results: dict[str, list[tuple[float, float]]] = {}
+    results = {"one process, of its own CPU time": side_by_side(ours, bare)}
     for title, for_ours, for_bare in (
         ("read and decoded", len, len),
         ("made into batches", collate, processed),
@@ -243,6 +248,25 @@ def loader(folder: Path) -> dict[str, list[tuple[float, float]]]:
                 speeds[data is bare] = speed(loader_of(data, ours, function, PAIR_STEPS, seed))
             pairs.append((speeds[False], speeds[True]))
     return results
+
+
+def side_by_side(ours: Any, bare: Any) -> list[tuple[float, float]]:
+    """Images a second of CPU time, block by block in turns: nothing else on the machine counts."""
+    from hive_vision.data.sampler import LengthBucketedSampler
+
+    pairs = []
+    for seed in range(PAIRS):
+        order = LengthBucketedSampler(ours.lengths, BATCH, PAIR_STEPS, seed, ours.parts)
+        seconds = {True: 0.0, False: 0.0}
+        for number, rows in enumerate(order.batches()):
+            for data in (ours, bare) if number % 2 else (bare, ours):
+                began = time.process_time()
+                for row in rows:
+                    data[row]
+                seconds[data is bare] += time.process_time() - began
+        images = BATCH * PAIR_STEPS
+        pairs.append((images / seconds[False], images / seconds[True]))
+    return pairs
 
 
 class BareImages:
