@@ -18,6 +18,7 @@ from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.training.arguments import FaultArguments
 from hive_vision.training.callbacks import InterruptCallback
+from hive_vision.training.divergence import DivergenceGuard
 from hive_vision.training.errors import InterruptedRunError, TrainingError
 from hive_vision.training.pretrain import Job, pretrain
 from hive_vision.training.run_folder import RunFolder
@@ -342,3 +343,18 @@ def test_checkpoint_of_a_sharded_model_is_refused_by_one_process(recipe, tmp_pat
     path.write_text(path.read_text().replace('"sharded": false', '"sharded": true'))
     with pytest.raises(ValueError, match="several processes with sharding=fsdp2, this start"):
         pretrain(recipe())
+
+
+def test_guard_remembers_what_was_usual_when_it_goes_on(recipe, monkeypatch):
+    with pytest.raises(InterruptedRunError):
+        pretrain(recipe(), stop_after=("stage1", 1))
+    known = {}
+    judge = DivergenceGuard.judge
+
+    def noting(self, step, *rest):
+        known.setdefault(step, len(self.state()["norms"]))
+        return judge(self, step, *rest)
+
+    monkeypatch.setattr(DivergenceGuard, "judge", noting)
+    pretrain(recipe())
+    assert known[2] == 1
