@@ -10,4 +10,6 @@ def test_errors_carry_what_their_handlers_need():
 
 
 def test_interruption_is_not_taken_for_a_damaged_image():
+    """And any command that it reaches ends as after Ctrl-C, without a traceback."""
+    assert issubclass(InterruptedRunError, KeyboardInterrupt)
     assert not issubclass(InterruptedRunError, Exception)

@@ -150,7 +150,7 @@ class StageArguments:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         for part, rate in self.rules.items():
             if rate != "frozen" and not float(rate) >= 0:
-                raise ValueError(f"the rate of {part} is {rate}; give one above 0, or frozen")
+                raise ValueError(f"the rate of {part} is {rate}; give 0 or more, or frozen")
         if self.max_steps is not None and self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}; it must be 0 or more")
         if self.max_grad_norm <= 0:

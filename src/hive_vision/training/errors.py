@@ -5,11 +5,11 @@ class TrainingError(ValueError):
     """A run that cannot go on; the message says what to do."""
 
 
-class InterruptedRunError(BaseException):
+class InterruptedRunError(KeyboardInterrupt):
     """The run was asked to stop and saved a checkpoint; the same command goes on.
 
-    Like KeyboardInterrupt no Exception: code that expects any error, as around the decoding of
-    an image, must not take it for one.
+    A KeyboardInterrupt, and so no Exception: code that expects any error, as around the decoding
+    of an image, must not take it for one.
 
     Args:
         message: Where it stopped.

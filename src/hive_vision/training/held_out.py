@@ -86,7 +86,7 @@ def held_out_loss(
         totals[0] += loss
         totals[1] += (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
     model.train(was_training)
-    if unusable and images == "matched":
+    if unusable and images != "shuffled":  # said once for each pass over the right pairs
         logger.warning("%d held-out samples cannot be used and were replaced", len(unusable))
     summed, tokens = accelerator.reduce(totals).tolist()
     return float(summed / tokens)

@@ -137,7 +137,7 @@ class Watchdog:
                     os.utime(self._signs / str(self.rank))
                     lost = self.lost_process()
                 except OSError:  # a shared disk that does not answer for a moment
-                    continue
+                    lost = None
                 # Whoever notices by itself writes a better line: give it a moment.
                 if lost is not None and not self._stop.wait(5 * INTERVAL):
                     self._end(f"{lost}; run the same command again to go on")
