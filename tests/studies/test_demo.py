@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from hive_vision.cli import main
+from hive_vision.data.miniature.build import CLASSIFICATION_SETS
 from hive_vision.training.recipes import recipe_path
 
 
@@ -25,12 +26,17 @@ def test_demo_compares_the_methods_in_one_table(tiny_recipe, tmp_path, capsys):
     for method in ("base", "sa", "hive"):
         assert f"\n {method} " in table
     assert "cascaded" not in table
+    (heading,) = [line for line in table.splitlines() if "accuracy, %" in line]
+    assert heading.split()[2:] == ["base", "sa", "hive"]
+    for name in CLASSIFICATION_SETS:
+        (row,) = [line for line in table.splitlines() if line.startswith(f" {name} ")]
+        assert row.count("±") == 3
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert [result["method"] for result in results["methods"]] == ["base", "sa", "hive"]
     base, sa, hive = results["methods"]
     assert base["trained_parameters"] == 0
     assert sa["trained_parameters"] != hive["trained_parameters"] > 0
-    assert all(0 <= result["accuracy"] <= 1 for result in results["methods"])
+    assert set(results["probe"]["results"]["hive"]) == set(CLASSIFICATION_SETS)
     # One process for each method: each has its own peak, and a second demo trains nothing.
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "demo").rglob("*.safetensors")}
     main(command)

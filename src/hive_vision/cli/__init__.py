@@ -12,6 +12,9 @@ from hive_vision.naming import unknown_name
 COMMANDS = {
     "demo": "demo",
     "pretrain": "pretrain",
+    "probe": "probe",
+    "export": "export",
+    "compare": "compare",
     "plan": "plan",
     "data": "data",
     "resume-test": "resume_test",
@@ -25,6 +28,9 @@ Make a vision encoder better by pre-training it with a language model (HIVE).
 commands:
   demo                 the paper in miniature: every method side by side, offline, on a CPU
   pretrain RECIPE      three stages of pre-training; resumes; writes a plain encoder
+  export ENCODER       a trained encoder as a plain folder, or inside its whole CLIP or SigLIP
+  probe ENCODER        classification with the encoder frozen; several encoders side by side
+  compare STUDY        methods against each other: pre-trained and probed over several seeds
   plan RECIPE          memory, time and devices that a recipe needs, before it is started
   data verify RECIPE   find samples that cannot be used; summary and quarantine file
   data show RECIPE     print samples as the trainer sees them, supervised tokens coloured

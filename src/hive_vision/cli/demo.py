@@ -6,8 +6,9 @@ HELP = """\
 usage: hive-vision demo [--cascaded | --no-cascaded] [--output FOLDER] [--recipe RECIPE]
 
 Draw the miniature data, train its small foundation models, pre-train an encoder with each method
-(base, sa, cascaded, hive) in a process of its own, and print one table. Run again after an
-interruption: what is done is not done again.
+(base, sa, cascaded, hive) in a process of its own, and print what they cost and how well a linear
+head on the frozen encoders classifies. Run again after an interruption: what is done is not done
+again.
 
   --output FOLDER    where the runs go (runs/demo)
   --recipe RECIPE    what the runs do (demo)
@@ -25,6 +26,8 @@ def run(arguments: list[str]) -> None:
 
     from rich.console import Console
 
+    from hive_vision.folders import write_json
+    from hive_vision.reporting.probe_tables import probe_report, results_json
     from hive_vision.reporting.tables import method_table
     from hive_vision.studies.demo import run_demo
     from hive_vision.training.arguments import Method
@@ -46,8 +49,12 @@ def run(arguments: list[str]) -> None:
     methods: list[Method] = ["base", "sa", "cascaded", "hive"]
     if not options.cascaded:
         methods.remove("cascaded")
-    probe = "texture"
-    results = run_demo(options.recipe, Path(options.output), recipe.miniature, methods, probe)
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(method_table(results, probe))
-    console.print(f"The pre-trained encoder: {results[-1]['encoder']}")
+    demo = run_demo(options.recipe, Path(options.output), recipe.miniature, methods)
+    note, grids = probe_report(demo.accuracies)
+    content = {"methods": demo.runs, "probe": results_json(demo.accuracies)}
+    write_json(Path(options.output) / "results.json", content)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(method_table(demo.runs))
+    console.print(grids[0].to_rich())  # the differences are in results.json
+    console.print(note)
+    console.print(f"The pre-trained encoder: {demo.runs[-1]['encoder']}", soft_wrap=True)

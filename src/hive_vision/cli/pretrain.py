@@ -4,6 +4,11 @@ import logging
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hive_vision.studies.regression_guard import RegressionGuard
+    from hive_vision.training.arguments import PretrainArguments
 
 HELP = """\
 usage: hive-vision pretrain RECIPE [key=value ...]
@@ -19,11 +24,13 @@ Several GPUs: torchrun --nproc-per-node 8 -m hive_vision pretrain RECIPE
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
-    from hive_vision.training.recipes import load_recipe, recipe_names, recipe_parser
+    from hive_vision.settings import settings_parser
+    from hive_vision.training.arguments import PretrainArguments
+    from hive_vision.training.recipes import load_recipe, recipe_names
 
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP.format(recipes=", ".join(recipe_names())) + "\n")
-        sys.stdout.write(recipe_parser().format_help().partition("\n\n")[2])
+        sys.stdout.write(settings_parser(PretrainArguments).format_help().partition("\n\n")[2])
         return
     from hive_vision.training.errors import InterruptedRunError
     from hive_vision.training.pretrain import pretrain
@@ -36,7 +43,7 @@ def run(arguments: list[str]) -> None:
     if not main:
         logging.getLogger("hive_vision").setLevel(logging.ERROR)
     try:
-        results = pretrain(settings)
+        results = pretrain(settings, guard=_guard if settings.probe_after_stage else None)
     except InterruptedRunError as interruption:
         if main:
             sys.stderr.write(f"{interruption}; run the same command again to go on\n")
@@ -54,3 +61,10 @@ def run(arguments: list[str]) -> None:
     if "held_out_loss_shuffled_images" in results:
         loss += f", with images shuffled {results['held_out_loss_shuffled_images']:.4f}"
     sys.stdout.write(f"{loss}\nencoder: {results['encoder']}\n")
+
+
+def _guard(arguments: "PretrainArguments") -> "RegressionGuard":
+    """Make the guard; what it imports takes seconds and is not needed by every run."""
+    from hive_vision.studies.regression_guard import RegressionGuard
+
+    return RegressionGuard(arguments)

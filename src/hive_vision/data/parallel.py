@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 REPORTS = 10  # progress lines when there is no terminal
+QUIET_SECONDS = 5.0  # work that is done by then says nothing
 WATCH_SECONDS = 0.2
 
 
@@ -151,9 +152,10 @@ class _Lines:
         """Count; say so if it is time to."""
         self.done += count
         tenth = self.done * REPORTS // self.total
-        if tenth > self.reported:
+        elapsed = time.monotonic() - self.started
+        if tenth > self.reported and elapsed > QUIET_SECONDS:
             self.reported = tenth
-            rate = self.done / max(time.monotonic() - self.started, 1e-9)
+            rate = self.done / elapsed
             remaining = timedelta(seconds=round((self.total - self.done) / rate))
             logger.info(
                 "%s  %d/%d %s  %.0f/s  ETA %s",

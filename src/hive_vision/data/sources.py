@@ -120,7 +120,7 @@ class CaptionSource:
             rows=self.rows[chosen],
             captions=self.captions.take(pa.array(pairs)),
             image_rows=image_rows,
-            fingerprint=_hash(self.fingerprint.encode(), b"images", chosen.tobytes()),
+            fingerprint=hash_parts(self.fingerprint.encode(), b"images", chosen.tobytes()),
         )
 
     def select_pairs(self, pairs: NDArray[np.int64]) -> "CaptionSource":
@@ -129,7 +129,7 @@ class CaptionSource:
             self,
             captions=self.captions.take(pa.array(pairs)),
             image_rows=self.image_rows[pairs],
-            fingerprint=_hash(self.fingerprint.encode(), b"pairs", pairs.tobytes()),
+            fingerprint=hash_parts(self.fingerprint.encode(), b"pairs", pairs.tobytes()),
         )
 
 
@@ -308,8 +308,8 @@ def join_captions(
         image_rows = np.repeat(rows, counts)
         captions = pa.chunked_array([chunk.flatten() for chunk in captions.chunks], text)
     if fingerprint is None:
-        fingerprint = _hash(
-            *(_hash_column(column) for column in (captions, *images.facts())),
+        fingerprint = hash_parts(
+            *(hash_column(column) for column in (captions, *images.facts())),
             image_rows.astype("<i8").tobytes(),
         )
     return CaptionSource(name, images, rows, captions, image_rows, fingerprint)
@@ -370,21 +370,22 @@ def choose_split(splits: Any, wanted: str, source: str | Path) -> Any:
 
 def combine_fingerprints(*fingerprints: str) -> str:
     """Make one fingerprint of several, which depends on their order."""
-    return _hash(*(fingerprint.encode() for fingerprint in fingerprints))
+    return hash_parts(*(fingerprint.encode() for fingerprint in fingerprints))
 
 
 def _name(source: Source, split: str) -> str:
     return source.path if split == "train" else f"{source.path}:{split}"
 
 
-def _hash(*parts: bytes) -> str:
+def hash_parts(*parts: bytes) -> str:
+    """Make one hash of several byte strings, which depends on where each ends."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 
-def _hash_column(column: pa.ChunkedArray) -> bytes:
+def hash_column(column: pa.ChunkedArray) -> bytes:
     """Hash texts or numbers whatever chunks they lie in, without making Python objects."""
     sizes, content = hashlib.sha256(), hashlib.sha256()
     for chunk in column.chunks:

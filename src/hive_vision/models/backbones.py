@@ -7,7 +7,8 @@ not transformers' own and are opened here: timm's models and MobileLLM's format.
 Shapes: B images, N tokens of one image, D encoder width.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -326,6 +327,23 @@ def _not_a_stack(config: PreTrainedConfig, reason: str) -> ValueError:
         f"encoder {name!r} is not one stack of equal token grids ({reason}); only plain vision "
         "transformers can be used, not hierarchical or convolutional encoders"
     )
+
+
+def hash_tensors(
+    tensors: Mapping[str, Tensor], names: Iterable[str] | None = None
+) -> dict[str, str]:
+    """Give a SHA-256 of the bytes of each named tensor, to know later whether it is the same.
+
+    Args:
+        tensors: A model's parameters or state.
+        names: Which of them; all if null.
+    """
+    chosen = tensors if names is None else names
+    return {name: hashlib.sha256(_bytes(tensors[name])).hexdigest() for name in chosen}
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -71,16 +72,8 @@ def _verify(vision_model: PreTrainedModel, folder: Path) -> None:
     wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if wrong:
         raise RuntimeError(f"exported encoder has {len(wrong)} wrong keys, first {wrong[0]!r}")
-    was_training = vision_model.training
-    images = blank_images(load_config(vision_model.config, "vision"))
-    blank = images["pixel_values"]
-    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0))
-    images["pixel_values"] = noise.to(vision_model.device, vision_model.dtype)
     loaded.to(vision_model.device)
-    with torch.no_grad():
-        expected = vision_model.eval()(**images).last_hidden_state
-        features = loaded.eval()(**images).last_hidden_state
-    vision_model.train(was_training)
+    expected, features = noise_features(vision_model), noise_features(loaded)
     if not torch.equal(expected, features):
         raise RuntimeError(
             "exported encoder gives other features than the trained one, largest difference "
@@ -88,14 +81,32 @@ def _verify(vision_model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def encoder_card(base: str, method: str, summary: str) -> str:
+@torch.no_grad()
+def noise_features(vision_model: PreTrainedModel) -> Tensor:
+    """Give an encoder's features of one image of noise, always the same, in evaluation mode.
+
+    Returns:
+        ``last_hidden_state`` (1, N, D), N tokens of width D.
+    """
+    was_training = vision_model.training
+    images = blank_images(load_config(vision_model.config, "vision"))
+    blank = images["pixel_values"]
+    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0))
+    images["pixel_values"] = noise.to(vision_model.device, vision_model.dtype)
+    features: Tensor = vision_model.eval()(**images).last_hidden_state
+    vision_model.train(was_training)
+    return features
+
+
+def encoder_card(base: str, method: str | None, summary: str) -> str:
     """Write the encoder's model card.
 
     Args:
         base: Hub id or folder name of the encoder that training started from.
-        method: ``hive``, ``cascaded``, ``sa`` or ``base``.
+        method: ``hive``, ``cascaded``, ``sa`` or ``base``; null if it is not known.
         summary: Markdown about the run: stages, data, losses.
     """
+    title = "Vision encoder" + (f", method `{method}`" if method else "")
     return f"""---
 library_name: transformers
 pipeline_tag: image-feature-extraction
@@ -104,7 +115,7 @@ tags:
 - hive-vision
 ---
 
-# Vision encoder, method `{method}`
+# {title}
 
 Started from `{base}`. A plain transformers encoder; no other package is needed:
 

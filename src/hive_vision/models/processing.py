@@ -67,12 +67,7 @@ class HiveProcessor(ProcessorMixin):
         """
         load_config(vision, "vision")
         text_config = load_config(language, "language")
-        try:
-            image_processor = AutoImageProcessor.from_pretrained(vision)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{str(vision)!r} has no image processor: {_first_line(error)}"
-            ) from error
+        image_processor = load_image_processor(vision)
         try:
             tokenizer = AutoTokenizer.from_pretrained(language, config=text_config)
         except (OSError, ValueError, ImportError) as error:
@@ -150,6 +145,21 @@ class HiveProcessor(ProcessorMixin):
         )
         features.update(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
         return BatchFeature(features, tensor_type=return_tensors)
+
+
+def load_image_processor(vision: str | Path) -> Any:
+    """Load what prepares images for an encoder.
+
+    Raises:
+        ValueError: If the encoder came without one.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(vision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{str(vision)!r} has no image processor (preprocessor_config.json); save that of the "
+            f"encoder it came from beside it: {_first_line(error)}"
+        ) from error
 
 
 def check_vocabulary(tokens: int, rows: int, source: Source) -> None:

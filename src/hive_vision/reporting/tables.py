@@ -9,12 +9,11 @@ from rich.table import Table
 MISSING = "-"
 
 
-def method_table(results: Sequence[Mapping[str, Any]], probe: str) -> Table:
+def method_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Put the methods of a demo side by side.
 
     Args:
-        results: For each method its ``results.json`` with ``accuracy`` added.
-        probe: Name of the set that the accuracy was measured on.
+        results: For each method its ``results.json``.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
@@ -24,7 +23,6 @@ def method_table(results: Sequence[Mapping[str, Any]], probe: str) -> Table:
         "trained\nparameters",
         "seconds\nper step",
         "peak\nmemory",
-        f"k-NN\naccuracy\non {probe}",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
@@ -37,7 +35,6 @@ def method_table(results: Sequence[Mapping[str, Any]], probe: str) -> Table:
             f"{result['trained_parameters']:,}",
             "/".join(f"{stage['seconds_per_step']:.2f}" for stage in stages) or MISSING,
             f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
-            f"{100 * result['accuracy']:.1f}%",
         )
     return table
 

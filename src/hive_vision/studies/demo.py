@@ -4,20 +4,37 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hive_vision.evaluation.probing import knn_accuracy
-from hive_vision.folders import read_json, write_json
+from hive_vision.data.miniature.build import CLASSIFICATION_SETS
+from hive_vision.evaluation.arguments import ProbeArguments
+from hive_vision.evaluation.probe import ProbeResult
+from hive_vision.folders import read_json
+from hive_vision.studies.probe import compare_encoders
 from hive_vision.training.arguments import Method
 from hive_vision.training.foundations import MiniatureSettings, ensure_miniature
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Demo:
+    """What a demo found.
+
+    Attributes:
+        runs: For each method its ``results.json``.
+        accuracies: Method -> classification set -> result.
+    """
+
+    runs: list[dict[str, Any]]
+    accuracies: dict[str, dict[str, ProbeResult]]
+
+
 def run_demo(
-    recipe: str, output: Path, miniature: MiniatureSettings, methods: Sequence[Method], probe: str
-) -> list[dict[str, Any]]:
+    recipe: str, output: Path, miniature: MiniatureSettings, methods: Sequence[Method]
+) -> Demo:
     """Pre-train with each method in a process of its own, then probe the encoders.
 
     One process for each method, because the peak memory of a process only grows.
@@ -27,17 +44,12 @@ def run_demo(
         output: Folder for the runs, ``output/hive`` and so on.
         miniature: The data and models of the recipe.
         methods: Which methods.
-        probe: Classification set of the miniature, e.g. ``texture``.
-
-    Returns:
-        For each method its ``results.json`` with ``accuracy`` on the probe added; also written
-        to ``output/results.json``.
 
     Raises:
         RuntimeError: If a method's run failed; its own message was printed.
     """
     folder = ensure_miniature(miniature)
-    results = []
+    runs = []
     for method in methods:
         logger.info("method %s", method)
         run = output / method
@@ -53,9 +65,8 @@ def run_demo(
             raise RuntimeError(f"method {method} failed, see above; run the same command again")
         result = read_json(run / "results.json")
         assert result is not None
-        result["accuracy"] = knn_accuracy(
-            run / "encoder", folder / "data" / "classification" / probe
-        )
-        results.append(result)
-    write_json(output / "results.json", {"probe": probe, "methods": results})
-    return results
+        runs.append(result)
+    probe = ProbeArguments(cache=str(output / "features"))
+    sets = [str(folder / "data" / "classification" / name) for name in CLASSIFICATION_SETS]
+    encoders: dict[str, str] = {method: str(output / method / "encoder") for method in methods}
+    return Demo(runs, compare_encoders(encoders, sets, probe))

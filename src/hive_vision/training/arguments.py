@@ -236,6 +236,9 @@ class PretrainArguments:
         evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
         save_every: Steps between checkpoints; 0 for the end of a stage only.
         faults: Divergence, stalls, and being asked to stop.
+        probe_after_stage: Classification sets (as hive-vision probe takes them) on which the
+            encoder is compared with the one it started from after each stage that trains it; a
+            warning says if it got worse.
         miniature: Data and models that are drawn and trained first, if their folder is not there.
     """
 
@@ -255,6 +258,7 @@ class PretrainArguments:
     evaluate_every: int = 0
     save_every: int = 0
     faults: FaultArguments = field(default_factory=FaultArguments)
+    probe_after_stage: list[str] = field(default_factory=list)
     miniature: MiniatureSettings | None = None
 
     def __post_init__(self) -> None:

@@ -3,9 +3,10 @@
 import gc
 import logging
 import math
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from accelerate import PartialState
 from PIL import Image
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from hive_vision.data.collators import CaptionCollator
 from hive_vision.folders import check_folder, read_json, read_manifest, write_json
-from hive_vision.models.backbones import blank_image, load_config
+from hive_vision.models.backbones import blank_image, hash_tensors, load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
@@ -48,7 +49,6 @@ from hive_vision.training.stages import (
     backbones_of,
     check_gradient_path,
     describe_parts,
-    hash_tensors,
     parameter_groups,
     prove_update,
     sharded_classes,
@@ -59,9 +59,15 @@ from hive_vision.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
+# Name of a stage, the encoder after it and its image processor -> what to keep of it, as JSON.
+AfterStage: TypeAlias = Callable[[str, PreTrainedModel, Any], dict[str, Any]]
+Guard: TypeAlias = Callable[[PretrainArguments], AfterStage]
+
 
 def pretrain(
-    arguments: PretrainArguments, stop_after: tuple[str, int] | None = None
+    arguments: PretrainArguments,
+    stop_after: tuple[str, int] | None = None,
+    guard: Guard | None = None,
 ) -> dict[str, Any]:
     """Run a recipe: all stages, then the export. Finished parts are not done again.
 
@@ -70,6 +76,8 @@ def pretrain(
     Args:
         arguments: The recipe.
         stop_after: Stop as Ctrl-C does after this stage and step, e.g. ``("stage2", 100)``.
+        guard: Makes what looks at the encoder after each stage that trains it, for recipes with
+            ``probe_after_stage``: `studies.regression_guard.RegressionGuard`.
 
     Returns:
         The content of ``results.json``.
@@ -90,7 +98,7 @@ def pretrain(
     interrupt = InterruptCallback(arguments.faults.grace_seconds, stop_after)
     with interrupt, run.locked(), watchdog:
         try:
-            return _pretrain(arguments, run, watchdog, interrupt)
+            return _pretrain(arguments, run, watchdog, interrupt, guard)
         except RuntimeError as error:
             # What a collective operation says when another process died does not name it.
             interrupt.is_ending = True
@@ -101,13 +109,25 @@ def pretrain(
 
 
 def _pretrain(
-    arguments: PretrainArguments, run: RunFolder, watchdog: Watchdog, interrupt: InterruptCallback
+    arguments: PretrainArguments,
+    run: RunFolder,
+    watchdog: Watchdog,
+    interrupt: InterruptCallback,
+    guard: Guard | None,
 ) -> dict[str, Any]:
     if arguments.miniature is not None:
         on_main_apart(ensure_miniature, arguments.miniature)
+    after_stage = None
+    if arguments.probe_after_stage:
+        if guard is None:
+            raise ValueError(
+                "the recipe has probe_after_stage, but pretrain() was called without a guard; "
+                "give guard=hive_vision.studies.regression_guard.RegressionGuard"
+            )
+        after_stage = guard(arguments)
     job = Job(arguments, run, watchdog, interrupt)
     on_main(run.create)
-    return job.finish([job.train_stage(name) for name in job.stages])
+    return job.finish([job.train_stage(name, after_stage) for name in job.stages])
 
 
 class Job:
@@ -273,7 +293,7 @@ class Job:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def train_stage(self, name: str) -> dict[str, Any]:
+    def train_stage(self, name: str, after_stage: AfterStage | None = None) -> dict[str, Any]:
         """Train one stage, prove what moved, and leave its model in the run folder."""
         folder, stage = self.run.stage(name), self.stages[name]
         result = self.run.stage_result(name)
@@ -289,7 +309,24 @@ class Job:
             except RollBackError as rollback:
                 self._roll_back(name, folder, rollback.step)
         on_main(lambda: remove_checkpoints(folder))
+        if after_stage is not None and stage.rules.get("vision_model") != "frozen":
+            result["probe"] = self._look_at_encoder(name, after_stage)
         return result
+
+    def _look_at_encoder(self, name: str, after_stage: AfterStage) -> dict[str, Any]:
+        """Hand the encoder of a finished stage to whoever wants to see it; once for each stage."""
+        path = self.run.stage(name) / "probe.json"
+
+        def look() -> dict[str, Any]:
+            kept = read_json(path)
+            if kept is None:
+                vision, _ = backbones_of(self._load_model())
+                kept = after_stage(name, vision, self.processor.image_processor)
+                write_json(path, kept)
+            return kept
+
+        self.watchdog.progress(f"probing the encoder of {name}")
+        return on_main(look)
 
     def _roll_back(self, name: str, folder: Path, step: int) -> None:
         checkpoint = on_main(lambda: last_checkpoint(folder))

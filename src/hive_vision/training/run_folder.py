@@ -145,6 +145,7 @@ FREE_KEYS = (
     "faults.max_events",
     "faults.stall_seconds",
     "faults.grace_seconds",
+    "probe_after_stage",
 )
 
 

@@ -1,12 +1,10 @@
 """Which parameters a stage trains, and the proof that it did (paper section 4.1, Table 3)."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
@@ -188,15 +186,6 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
     return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
-
-
-def hash_tensors(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
-    """Give a SHA-256 of the bytes of each named tensor, to prove later what moved."""
-    return {name: hashlib.sha256(_bytes(tensors[name])).hexdigest() for name in names}
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
 
 
 def prove_update(

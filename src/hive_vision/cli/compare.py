@@ -1,0 +1,49 @@
+"""hive-vision compare: methods against each other, end to end, over seeds."""
+
+import sys
+
+HELP = """\
+usage: hive-vision compare STUDY.yaml [key=value ...]
+
+Which method makes the better encoder? Pre-train with each method and several seeds, probe every
+encoder, and print accuracies with their spread and differences with a 95% interval. Before that,
+learning rates and stage lengths can be searched for each method: the same candidates, judged on
+images that no result is measured on. Takes hours; stop it at will, the same command goes on.
+
+  STUDY.yaml         recipe, output, data (classification sets) and the keys below
+  key=value          overrides, e.g. seeds=0,1,2 jobs=2
+
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Run the command."""
+    from pathlib import Path
+
+    from hive_vision.settings import read_settings, settings_parser
+    from hive_vision.studies.compare import CompareArguments, compare_methods
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP)
+        sys.stdout.write(settings_parser(CompareArguments).format_help().partition("\n\n")[2])
+        return
+    from rich.console import Console
+
+    from hive_vision.folders import write_text
+    from hive_vision.reporting.probe_tables import probe_report, search_grid, to_markdown
+
+    path, *overrides = arguments
+    if not Path(path).is_file():
+        raise ValueError(f"study {path!r} does not exist; give a YAML file")
+    settings = read_settings(CompareArguments, overrides, Path(path), "study")
+    results, search = compare_methods(settings)
+    note, grids = probe_report(results)
+    if search:
+        grids.append(search_grid(search))
+    output = Path(settings.output)
+    write_text(output / "table.md", to_markdown(note, grids))
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for grid in grids:
+        console.print(grid.to_rich())
+    console.print(note)
+    console.print(f"written to {output}", soft_wrap=True)

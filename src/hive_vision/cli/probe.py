@@ -1,0 +1,218 @@
+"""hive-vision probe: classification with the encoder frozen."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hive_vision.evaluation.arguments import ProbeArguments
+    from hive_vision.reporting.probe_tables import Grid
+
+HELP = """\
+usage: hive-vision probe ENCODER data=SET[,SET...] [output=FOLDER] [key=value ...]
+       hive-vision probe --compare NAME=ENCODER NAME=ENCODER ... data=SET[,SET...]
+       hive-vision probe --layers NAME=ENCODER ... data=SET[,SET...]
+       hive-vision probe --interpolate ENCODER base=FULL_MODEL data=SET[,SET...] [alphas=0,0.5,1]
+
+Is an encoder better? It is frozen, and a small head on it learns to classify images. Accuracies
+come with their spread, differences between encoders with a 95% interval.
+
+  ENCODER            a run folder, encoder folder, or hub id; of CLIP or SigLIP the vision half
+  data=SET           {sets}; NAME:FOLDER
+                     for a local copy; or any folder with a folder for each class, or hub id
+  --compare          several encoders side by side; the best is bold where the intervals say so
+  --layers           the accuracy of every layer, as a figure
+  --interpolate      encoders between a base and a trained one: probe and zero-shot accuracy, as a
+                     figure; base is the whole CLIP or SigLIP that the encoder came from
+  output=FOLDER      results.json, table.md and figures go there (runs/probe)
+
+The seconds-fast default trains a linear head on features that are computed once and kept;
+protocol=paper is the paper's Table 4, with augmentation, and takes hours on large sets.
+
+"""
+
+_MODES = ("--compare", "--layers", "--interpolate")
+_ALPHAS = "0,0.25,0.5,0.75,1"
+
+
+def run(arguments: list[str]) -> None:
+    """Run the command."""
+    from hive_vision.data.classification import KNOWN_SETS
+    from hive_vision.evaluation.arguments import ProbeArguments
+    from hive_vision.settings import read_settings, settings_parser
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP.format(sets=", ".join(KNOWN_SETS)))
+        sys.stdout.write(settings_parser(ProbeArguments).format_help().partition("\n\n")[2])
+        return
+    modes = [argument for argument in arguments if argument in _MODES]
+    rest = [argument for argument in arguments if argument not in _MODES]
+    if len(modes) > 1:
+        raise ValueError(f"probe: give one of {' and '.join(modes)}")
+    own, encoders, settings = _sort(rest)
+    if "data" not in own:
+        raise ValueError("probe: no classification set given; add data=cifar10, or data=FOLDER")
+    probe = read_settings(ProbeArguments, settings, what="probe")
+    output = Path(own.get("output", "runs/probe"))
+    sets = [name for name in own["data"].split(",") if name]
+    match modes:
+        case ["--layers"]:
+            _layers(_named(encoders), sets, probe, output)
+        case ["--interpolate"]:
+            _interpolate(encoders, sets, probe, output, own.get("alphas", _ALPHAS))
+        case _:
+            if not modes and len(encoders) != 1:
+                raise ValueError(f"probe: give one encoder, or --compare; got {len(encoders)}")
+            _compare(_named(encoders), sets, probe, output)
+
+
+def _sort(rest: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """Tell the command's own options, encoders, and settings of the probe apart.
+
+    What has no ``=``, or a name before it that is no setting, is an encoder.
+    """
+    from dataclasses import fields
+
+    from hive_vision.evaluation.arguments import ProbeArguments
+
+    keys = {field.name for field in fields(ProbeArguments)}
+    own: dict[str, str] = {}
+    encoders, settings = [], []
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if equals and key in ("data", "output", "alphas"):
+            own[key] = value
+        elif equals and key.partition(".")[0] in keys:
+            listed = key == "seeds" and not value.startswith("[")
+            settings.append(f"{key}=[{value}]" if listed else f"{key}={value}")
+        elif argument.startswith("-"):
+            raise ValueError(f"probe: unknown option {argument!r}; see hive-vision probe --help")
+        else:
+            encoders.append(argument)
+    return own, encoders, settings
+
+
+def _named(encoders: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=ENCODER``; an encoder without a name is called as its folder."""
+    named: dict[str, str] = {}
+    for encoder in encoders:
+        name, equals, source = encoder.partition("=")
+        name, source = (name, source) if equals else (_short_name(encoder), encoder)
+        if not source:
+            raise ValueError(f"probe: {encoder!r} names no encoder; write NAME=FOLDER")
+        if name in named:
+            raise ValueError(f"probe: two encoders are called {name!r}; write NAME=ENCODER")
+        named[name] = _encoder_folder(source)
+    if not named:
+        raise ValueError("probe: no encoder given; add a folder or a hub id, or NAME=FOLDER")
+    return named
+
+
+def _encoder_folder(given: str) -> str:
+    """Take a run's encoder where the run is given."""
+    inside = Path(given) / "encoder"
+    return str(inside) if (inside / "config.json").is_file() else given
+
+
+def _short_name(encoder: str) -> str:
+    """Name of a folder; of a run's ``encoder`` folder that of the run."""
+    path = Path(encoder)
+    return path.parent.name if path.name == "encoder" and path.parent.name else path.name
+
+
+def _compare(
+    encoders: dict[str, str], names: Sequence[str], probe: "ProbeArguments", output: Path
+) -> None:
+    from hive_vision.reporting.probe_tables import probe_report, results_json
+    from hive_vision.studies.probe import compare_encoders
+
+    results = compare_encoders(encoders, names, probe)
+    _write(output, results_json(results))
+    _show(probe_report(results), output)
+
+
+def _layers(
+    encoders: dict[str, str], names: Sequence[str], probe: "ProbeArguments", output: Path
+) -> None:
+    from hive_vision.reporting.figures import layer_figure, save_figure
+    from hive_vision.reporting.probe_tables import how_found, layer_report
+    from hive_vision.studies.probe import load_sets, probe_layers
+
+    found = {data.name: probe_layers(encoders, data, probe) for data in load_sets(names, probe)}
+    report = layer_report(found)
+    first = next(iter(next(iter(found.values())).values()))[0]
+    accuracies = {
+        name: {method: [result.accuracy for result in layers] for method, layers in by.items()}
+        for name, by in found.items()
+    }
+    content = {
+        name: {method: [result.to_json() for result in layers] for method, layers in by.items()}
+        for name, by in found.items()
+    }
+    _write(output, {"layers": content})
+    figure = layer_figure(accuracies, how_found(first, every_layer=True))
+    save_figure(figure, output / "layers")
+    _show(report, output)
+    sys.stdout.write(f"figure: {output / 'layers.png'}\n")
+
+
+def _interpolate(
+    encoders: Sequence[str],
+    names: Sequence[str],
+    probe: "ProbeArguments",
+    output: Path,
+    given: str,
+) -> None:
+    from hive_vision.reporting.figures import interpolation_figure, save_figure
+    from hive_vision.reporting.probe_tables import how_found, interpolation_report
+    from hive_vision.studies.probe import probe_between
+
+    bases = [encoder for encoder in encoders if encoder.startswith("base=")]
+    trained = [encoder for encoder in encoders if encoder not in bases]
+    if len(bases) != 1 or len(trained) != 1:
+        raise ValueError("probe: --interpolate takes one ENCODER and base=FULL_MODEL")
+    try:
+        alphas = sorted({float(alpha) for alpha in given.split(",")})
+    except ValueError as error:
+        raise ValueError(f"alphas is {given!r}; give numbers from 0 to 1: {_ALPHAS}") from error
+    base = bases[0].removeprefix("base=")
+    found = probe_between(base, _encoder_folder(trained[0]), alphas, names, probe)
+    report = interpolation_report(alphas, found)
+    first = next(iter(next(iter(found.values())).values()))[0]
+    accuracies = {
+        name: {kind: [result.accuracy for result in results] for kind, results in by.items()}
+        for name, by in found.items()
+    }
+    content = {
+        name: {kind: [result.to_json() for result in results] for kind, results in by.items()}
+        for name, by in found.items()
+    }
+    _write(output, {"alphas": alphas, "interpolation": content})
+    figure = interpolation_figure(alphas, accuracies, how_found(first))
+    save_figure(figure, output / "interpolation")
+    _show(report, output)
+    sys.stdout.write(f"figure: {output / 'interpolation.png'}\n")
+
+
+def _write(output: Path, content: dict[str, Any]) -> None:
+    from hive_vision.folders import write_json
+
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "results.json", content)
+
+
+def _show(report: tuple[str, Sequence["Grid"]], output: Path) -> None:
+    """Print tables with what they mean, and write them as Markdown."""
+    from rich.console import Console
+
+    from hive_vision.folders import write_text
+    from hive_vision.reporting.probe_tables import to_markdown
+
+    note, grids = report
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for grid in grids:
+        console.print(grid.to_rich())
+    console.print(note)
+    write_text(output / "table.md", to_markdown(note, grids))
+    console.print(f"written to {output}", soft_wrap=True)

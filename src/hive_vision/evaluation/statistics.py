@@ -1,0 +1,132 @@
+"""Means with their spread, and differences with an interval.
+
+Shapes: S seeds, M test images.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy and how sure it is.
+
+    Attributes:
+        mean: Over seeds and images, 0 to 1.
+        deviation: Standard deviation over seeds; ``None`` where there is one, or none.
+        image_error: Standard error of the mean from the choice of test images.
+        seeds: How many.
+        images: How many.
+    """
+
+    mean: float
+    deviation: float | None
+    image_error: float
+    seeds: int
+    images: int
+
+    @property
+    def spread(self) -> float:
+        """Standard error and deviation together, as one number."""
+        return float(np.hypot(self.image_error, self.deviation or 0.0))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two accuracies with its confidence interval.
+
+    Attributes:
+        mean: First minus second.
+        low: Lower end of the interval.
+        high: Upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
+    """Summarise which test images were classified correctly.
+
+    Args:
+        correct: (S, M).
+    """
+    seeds, images = correct.shape
+    by_seed = correct.mean(axis=1)
+    return Accuracy(
+        mean=float(correct.mean()),
+        deviation=float(by_seed.std(ddof=1)) if seeds > 1 else None,
+        image_error=_variance_of_mean(correct.mean(axis=0)) ** 0.5,
+        seeds=seeds,
+        images=images,
+    )
+
+
+def paired_difference(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], confidence: float = CONFIDENCE
+) -> Difference:
+    """Compare two methods on the same seeds and the same test images.
+
+    Both are samples, of the runs and of the images that one could have had. The variance of the
+    mean difference is the sum of what comes from either (crossed random effects; the interaction
+    is counted twice, which widens the interval a little), with Satterthwaite's degrees of freedom.
+
+    Args:
+        first: (S, M) which images the first method classified correctly; one seed stands for a
+            method without seeds.
+        second: (S, M) of the second.
+        confidence: Of the interval.
+
+    Raises:
+        ValueError: If they are not about the same seeds and images.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"results of {first.shape} and {second.shape} (seeds, images) cannot be paired; probe "
+            "both with the same seeds and test images"
+        )
+    difference = first.astype(float) - second
+    seeds, images = difference.shape
+    parts = [(_variance_of_mean(difference.mean(axis=0)), images - 1)]
+    if seeds > 1:
+        parts.append((_variance_of_mean(difference.mean(axis=1)), seeds - 1))
+    mean, variance = float(difference.mean()), sum(part for part, _ in parts)
+    if variance == 0:
+        return Difference(mean, mean, mean)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees)
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * variance**0.5)
+    return Difference(mean, mean - half, mean + half)
+
+
+def best(results: dict[str, NDArray[np.bool_]]) -> str | None:
+    """Name the method that is better than each other one, if the intervals say that one is."""
+    leader = max(results, key=lambda name: results[name].mean())
+    others = [name for name in results if name != leader]
+    better = all(paired_difference(results[leader], results[name]).low > 0 for name in others)
+    return leader if others and better else None
+
+
+def all_differences(
+    results: dict[str, NDArray[np.bool_]],
+) -> dict[tuple[str, str], Difference]:
+    """Compare every method with every one before it."""
+    return {
+        (later, earlier): paired_difference(results[later], results[earlier])
+        for earlier, later in combinations(results, 2)
+    }
+
+
+def _variance_of_mean(values: NDArray[np.floating]) -> float:
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0

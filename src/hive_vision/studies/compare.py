@@ -1,0 +1,267 @@
+"""Methods against each other, end to end: pre-train each with several seeds, probe, compare.
+
+What is done is kept: the same command goes on where it stopped.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hive_vision.data.classification import ClassificationSet
+from hive_vision.data.parallel import processors
+from hive_vision.evaluation.arguments import ProbeArguments
+from hive_vision.evaluation.features import FrozenEncoder
+from hive_vision.evaluation.probe import ProbeResult, probe_encoder
+from hive_vision.folders import read_json, write_json
+from hive_vision.reporting.probe_tables import results_json
+from hive_vision.studies.plan import make_plan
+from hive_vision.studies.probe import load_sets
+from hive_vision.training.arguments import Method
+from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.pretrain import pretrain
+from hive_vision.training.recipes import load_recipe
+
+logger = logging.getLogger(__name__)
+
+EQUAL_FLOPS = "_equal_flops"
+
+
+@dataclass(frozen=True)
+class SearchArguments:
+    """The same candidates for every method, judged on images that no result is measured on.
+
+    Args:
+        seed: Of the candidates' runs; none of the seeds that are compared.
+        candidates: For each candidate's name the recipe overrides that it stands for.
+    """
+
+    candidates: dict[str, list[str]]
+    seed: int = 100
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """A comparison of methods.
+
+    Args:
+        recipe: Recipe of every run.
+        output: Folder for the runs and results.
+        data: Classification sets, as hive-vision probe takes them.
+        overrides: Recipe overrides for every run.
+        methods: Which methods.
+        seeds: Runs of each method; base has nothing to train, its heads have the seeds.
+        equal_flops: Methods that are also run with as many operations as hive has in each stage.
+        search: What is chosen for each method before.
+        probe: How encoders are probed; its seeds are those of the runs.
+        jobs: Runs at once; they share the processors.
+    """
+
+    recipe: str
+    output: str
+    data: list[str]
+    overrides: list[str] = field(default_factory=list)
+    methods: list[Method] = field(default_factory=lambda: ["base", "sa", "cascaded", "hive"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    equal_flops: list[Method] = field(default_factory=list)
+    search: SearchArguments | None = None
+    probe: ProbeArguments = field(default_factory=ProbeArguments)
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One pre-training run: what distinguishes it, and where it goes."""
+
+    label: str
+    method: Method
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+
+def compare_methods(
+    arguments: CompareArguments,
+) -> tuple[dict[str, dict[str, ProbeResult]], dict[str, dict[str, Any]]]:
+    """Run a comparison, or what is missing of it.
+
+    Returns:
+        Method -> set -> result, a row of each run; and what the search found for each method.
+        Both are written to ``output/results.json`` too.
+
+    Raises:
+        ValueError: If recipe, sets and methods do not fit.
+    """
+    output = Path(arguments.output)
+    _check(arguments)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if recipe.miniature is not None:
+        ensure_miniature(recipe.miniature)
+    sets = load_sets(arguments.data, arguments.probe)
+    search = _search(arguments, sets, output / "search")
+    chosen = {method: found["chosen"] for method, found in search.items()}
+    runs = _runs(arguments, chosen, output / "runs")
+    _pretrain_all(arguments, runs)
+    results: dict[str, dict[str, ProbeResult]] = {run.label: {} for run in runs}
+    for data in sets:
+        for label, by_set in results.items():
+            parts = [_probe(arguments, run, data) for run in runs if run.label == label]
+            by_set[data.name] = _joined(label, parts)
+    content = {**results_json(results), "search": search, "settings": asdict(arguments)}
+    write_json(output / "results.json", content)
+    return results, search
+
+
+def _check(arguments: CompareArguments) -> None:
+    """Refuse a study that could only fail later.
+
+    Raises:
+        ValueError: Says what does not fit.
+    """
+    if not (arguments.data and arguments.methods and arguments.seeds):
+        raise ValueError("a study needs data, methods and seeds; one of the lists is empty")
+    for method in arguments.equal_flops:
+        if method in ("base", "hive") or not {method, "hive"} <= set(arguments.methods):
+            raise ValueError(
+                f"equal_flops has {method!r}; it takes sa and cascaded, where methods has them and "
+                "hive"
+            )
+    if arguments.search is not None:
+        if arguments.search.seed in arguments.seeds:
+            raise ValueError(
+                f"search.seed is {arguments.search.seed}, one of the seeds; give another"
+            )
+        for overrides in arguments.search.candidates.values():
+            load_recipe(arguments.recipe, (*arguments.overrides, *overrides))
+
+
+def _search(
+    arguments: CompareArguments, sets: Sequence[ClassificationSet], output: Path
+) -> dict[str, dict[str, Any]]:
+    """Choose a candidate for each method by accuracy on held-out training images."""
+    if arguments.search is None:
+        return {}
+    search = arguments.search
+    methods = [method for method in arguments.methods if method != "base"]
+    runs = [
+        _Run(
+            candidate,
+            method,
+            search.seed,
+            output / f"{method}-{candidate}",
+            (*arguments.overrides, *search.candidates[candidate]),
+        )
+        for candidate in search.candidates
+        for method in methods
+    ]
+    _pretrain_all(arguments, runs)
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        scores = {
+            run.label: float(np.mean([_held_out(arguments, run, data) for data in sets]))
+            for run in runs
+            if run.method == method
+        }
+        best = max(scores, key=lambda candidate: scores[candidate])
+        logger.info("%s: best candidate %s of %s", method, best, scores)
+        found[method] = {"chosen": best, "held_out_accuracy": scores}
+    return found
+
+
+def _held_out(arguments: CompareArguments, run: _Run, data: ClassificationSet) -> float:
+    """Accuracy on the part of the training images that the head's numbers were chosen on."""
+    return float(np.mean([c["held_out_accuracy"] for c in _probe(arguments, run, data).chosen]))
+
+
+def _runs(arguments: CompareArguments, chosen: dict[str, str], output: Path) -> list[_Run]:
+    """All runs that are compared, seed by seed, so that an early stop leaves whole seeds."""
+    common = tuple(arguments.overrides)
+    candidates = arguments.search.candidates if arguments.search else {}
+    overrides = {
+        method: common + tuple(candidates.get(chosen.get(method, ""), ()))
+        for method in arguments.methods
+    }
+    variants: list[tuple[str, Method, tuple[str, ...]]] = [
+        (method, method, overrides[method]) for method in arguments.methods
+    ]
+    variants += [
+        (method + EQUAL_FLOPS, method, _with_flops_of_hive(arguments.recipe, method, overrides))
+        for method in arguments.equal_flops
+    ]
+    return [
+        _Run(label, method, seed, output / f"{label}-{seed}", settings)
+        for seed in arguments.seeds
+        for label, method, settings in variants
+    ]
+
+
+def _with_flops_of_hive(
+    recipe: str, method: Method, overrides: dict[Method, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Give a method in each stage as many steps as hive's operations pay for."""
+    plans = {
+        name: make_plan(load_recipe(recipe, (*overrides[name], f"method={name}")))["stages"]
+        for name in ("hive", method)
+    }
+    cost = {stage["name"]: stage["flops_per_caption"] for stage in plans[method]}
+    steps = tuple(
+        f"{stage['name']}.max_steps="
+        f"{round(stage['flops'] / stage['batch_size'] / cost[stage['name']])}"
+        for stage in plans["hive"]
+    )
+    return (*overrides[method], *steps)
+
+
+def _pretrain_all(arguments: CompareArguments, runs: Iterable[_Run]) -> None:
+    """Run what is not finished."""
+    missing = [run for run in runs if not (run.folder / "results.json").is_file()]
+    work = partial(_pretrain, arguments.recipe)
+    if arguments.jobs == 1:
+        for run in missing:
+            work(run)
+        return
+    threads = max(1, processors() // arguments.jobs)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        for run in pool.map(work, missing):
+            logger.info("%s is finished", run.folder)
+
+
+def _pretrain(recipe: str, run: _Run) -> _Run:
+    logger.info("%s, method %s, seed %d", run.label, run.method, run.seed)
+    own = (f"method={run.method}", f"seed={run.seed}", f"output={run.folder}")
+    pretrain(load_recipe(recipe, (*run.overrides, *own)))
+    return run
+
+
+def _probe(arguments: CompareArguments, run: _Run, data: ClassificationSet) -> ProbeResult:
+    """Probe a run's encoder with a head of the run's seed; kept beside it."""
+    settings = replace(arguments.probe, seeds=(run.seed,))
+    request = {"probe": asdict(settings), "data": data.train.fingerprint + data.test.fingerprint}
+    request = json.loads(json.dumps(request))  # as it is read back: no tuples
+    path = run.folder / f"probe-{data.name}.json"
+    kept = read_json(path)
+    if kept is not None and kept["request"] == request:
+        return ProbeResult.from_json(kept["result"])
+    result = probe_encoder(FrozenEncoder.load(run.folder / "encoder"), data, settings)
+    write_json(path, {"request": request, "result": result.to_json()})
+    return result
+
+
+def _joined(label: str, parts: Sequence[ProbeResult]) -> ProbeResult:
+    """Make one result of a method's runs, a row for each."""
+    return replace(
+        parts[0],
+        encoder=label,
+        correct=np.concatenate([part.correct for part in parts]),
+        seeds=tuple(seed for part in parts for seed in part.seeds),
+        chosen=tuple(chosen for part in parts for chosen in part.chosen),
+    )
