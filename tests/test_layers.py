@@ -19,7 +19,8 @@ LAYERS = (
     ("training", "evaluation"),
     ("analysis",),
     ("models", "data"),
-    ("naming", "folders", "settings"),  # import nothing of ours, anyone may import them
+    ("settings",),
+    ("naming", "folders"),  # import nothing of ours, anyone may import them
 )
 RANKS = {part: rank for rank, parts in enumerate(reversed(LAYERS)) for part in parts}
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))

@@ -73,7 +73,16 @@ def test_errors_arrive_as_they_were_raised(workers: int) -> None:
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_lines_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+def test_short_work_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hive_vision")
+    list(work_through(square, row_ranges(1000, 7), 1, "squares"))
+    assert caplog.records == []
+
+
+def test_lines_without_a_terminal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hive_vision.data.parallel.QUIET_SECONDS", -1)
     caplog.set_level(logging.INFO, "hive_vision")
     list(work_through(square, row_ranges(1000, 7), 1, "squares"))
     lines = [record.getMessage() for record in caplog.records]

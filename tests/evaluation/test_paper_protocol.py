@@ -209,9 +209,11 @@ class Heads:
 
     make: Callable[[], nn.Module] = field(default=lambda: LinearProbe(32, 3))
     made: list[nn.Module] = field(default_factory=list)
+    starts: list[Tensor] = field(default_factory=list)
 
     def __call__(self) -> nn.Module:
         self.made.append(self.make())
+        self.starts.append(self.weights[-1].clone())
         return self.made[-1]
 
     @property
@@ -233,6 +235,10 @@ def run(
     return outcome, heads.weights
 
 
+class Interruption(BaseException):
+    """Like a KeyboardInterrupt, which would end the tests too if nothing expected it."""
+
+
 class Interrupting(LabelledImages):
     """Stops the run when so many images have been read."""
 
@@ -241,7 +247,7 @@ class Interrupting(LabelledImages):
     def __getitem__(self, row: int) -> Any:
         type(self).left -= 1
         if type(self).left < 0:
-            raise KeyboardInterrupt
+            raise Interruption
         return super().__getitem__(row)
 
 
@@ -277,13 +283,25 @@ class TestRuns:
     def test_the_seed_makes_the_head(
         self, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
     ) -> None:
-        short = replace(QUICK, epochs=1.5)
-        outcome, (first, second) = run(encoder, data, tmp_path / "a", short, seeds=(0, 1))
+        short, heads = replace(QUICK, epochs=1.5), Heads()
+        outcome, (first, second) = run(encoder, data, tmp_path / "a", short, (0, 1), heads=heads)
         assert (outcome.seeds, outcome.correct.shape) == ((0, 1), (2, 30))
-        again, (third,) = run(encoder, data, tmp_path / "b", short, seeds=(1,))
+        again, (third,) = run(encoder, data, tmp_path / "b", short, (1,), heads=(other := Heads()))
         assert torch.equal(second, third)
         np.testing.assert_array_equal(outcome.correct[1], again.correct[0])
         assert not torch.equal(first, second)
+        assert torch.equal(heads.starts[1], other.starts[0])
+        assert not torch.equal(*heads.starts)
+
+    def test_training_images_are_augmented(
+        self, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
+    ) -> None:
+        short = replace(QUICK, epochs=1.5)
+        still = replace(short, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0)
+        (_, augmented), (_, plain) = (
+            run(encoder, data, tmp_path / "a", settings) for settings in (short, still)
+        )
+        assert not torch.equal(*augmented, *plain)
 
     def test_judges_plain_test_images(
         self, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
@@ -323,7 +341,7 @@ class TestRuns:
         """To the same bytes, also where a kill left half a checkpoint."""
         expected, undisturbed = run(encoder, data, tmp_path / "a", seeds=(0, 1))
         work, images = tmp_path / "b", len(data.train)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interruption):
             run(encoder, interrupting(data, (3 + 2) * images - 1), work, seeds=(0, 1))
         assert [path.name for path in (work / "seed-1").iterdir()] == ["checkpoint-3"]
         (work / "seed-1" / "checkpoint-6").mkdir()

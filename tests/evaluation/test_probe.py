@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hive_vision.data.classification import ClassificationSet
 from hive_vision.data.parallel import processors
 from hive_vision.evaluation.arguments import FastProtocol, PaperProtocol, ProbeArguments
 from hive_vision.evaluation.features import FrozenEncoder, Reading, read_features
+from hive_vision.evaluation.paper_protocol import probe_paper
 from hive_vision.evaluation.probe import (
     ProbeResult,
     attention_heads,
@@ -22,6 +24,7 @@ from hive_vision.evaluation.probe import (
     worker_count,
 )
 from hive_vision.evaluation.probing import LabelledFeatures, probe_fast, probe_neighbours
+from hive_vision.models.probes import LinearProbe
 from tests.evaluation.helpers import colour_set
 
 QUICK = FastProtocol(
@@ -162,18 +165,30 @@ class TestProbes:
         np.testing.assert_array_equal(found.correct, expected.correct)
         assert found.chosen == expected.chosen
 
-    @pytest.mark.parametrize("pooling", ["mean", "cls", "head"])
+    @pytest.mark.parametrize(
+        ("pooling", "reading"),
+        [
+            ("mean", Reading(8, "tokens")),
+            ("cls", Reading(8, "tokens", keep_prefix=True)),
+            ("head", Reading(8, "head")),
+        ],
+    )
     def test_paper_pools_behind_its_norm(
         self,
         pooling: str,
+        reading: Reading,
         encoder: FrozenEncoder,
         data: ClassificationSet,
         arguments: ProbeArguments,
+        tmp_path: Path,
     ) -> None:
         paper = PaperProtocol(batch_size=30, micro_batch_size=30, epochs=2, warmup_epochs=1)
         options = {"protocol": "paper", "pooling": pooling, "paper": paper, "seeds": (3,)}
         found = probe_encoder(encoder, data, replace(arguments, **options))
         assert (found.correct.shape, found.seeds, found.chosen) == ((1, 27), (3,), ())
+        make = partial(LinearProbe, 32, 3, pooling)
+        expected = probe_paper(encoder, reading, data, make, paper, (3,), tmp_path / "work", 1)
+        np.testing.assert_array_equal(found.correct, expected.correct)
         assert asdict(paper).items() <= found.settings.items()
         assert (found.settings["protocol"], found.settings["pooling"]) == ("paper", pooling)
 
