@@ -1,0 +1,36 @@
+"""Defaults of the probes that come from the paper, and what a command line makes of settings."""
+
+import pytest
+
+from hive_vision.evaluation.arguments import PaperProtocol, ProbeArguments
+from hive_vision.settings import read_settings
+
+
+def test_table_4() -> None:
+    """The paper's Table 4, and the epochs that its warmup implies."""
+    paper = PaperProtocol()
+    assert (paper.learning_rate, paper.weight_decay, paper.betas) == (2e-4, 0.01, (0.9, 0.999))
+    assert (paper.batch_size, paper.max_grad_norm, paper.warmup_epochs) == (512, 3.0, 1.5)
+    assert (paper.crop_scale, paper.crop_ratio) == ((0.4, 1.0), (0.75, 1.33))
+    assert (paper.flip, paper.jitter) == (0.5, 0.2)
+    assert paper.warmup_epochs / paper.epochs == pytest.approx(0.03)
+
+
+def test_three_seeds_unless_told_otherwise() -> None:
+    assert ProbeArguments().seeds == (0, 1, 2)
+
+
+def test_overrides_of_every_depth() -> None:
+    given = ["probe=attentive", "layer=11", "paper.epochs=5", "fast.inverse_penalties=[0.1,1.0]"]
+    arguments = read_settings(ProbeArguments, given, what="probe")
+    assert (arguments.probe, arguments.layer) == ("attentive", 11)
+    assert arguments.paper.epochs == 5
+    assert arguments.fast.inverse_penalties == (0.1, 1.0)
+    assert read_settings(ProbeArguments, ["layer=penultimate"]).layer == "penultimate"
+
+
+@pytest.mark.parametrize("given", ["probe=linaer", "layer=first", "fast.holdout=a", "seeds=[x]"])
+def test_values_that_do_not_fit_are_named(given: str) -> None:
+    with pytest.raises(ValueError, match=given.partition("=")[0]) as caught:
+        read_settings(ProbeArguments, [given], what="probe")
+    assert "\n" not in str(caught.value)
