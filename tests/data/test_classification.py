@@ -185,8 +185,11 @@ class TestTheEightSets:
             name: known.classes for name, known in KNOWN_SETS.items()
         }
 
-    @pytest.mark.parametrize("write", [write_parquet, write_saved])
-    @pytest.mark.parametrize("name", REAL)
+    @pytest.mark.parametrize(
+        ("name", "write"),
+        [(name, write_parquet) for name in REAL]
+        + [(name, write_saved) for name in ("tiny-imagenet", "caltech-256")],
+    )
     def test_a_local_copy(self, name: str, write: Any, tmp_path: Path) -> None:
         real = REAL[name]
         write(tmp_path, real_splits(real))

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from hive_vision.evaluation.probe import (
     worker_count,
 )
 from hive_vision.evaluation.probing import LabelledFeatures, probe_fast, probe_neighbours
-from hive_vision.models.probes import LinearProbe
+from hive_vision.models.probes import AttentiveProbe, LinearProbe
 from tests.evaluation.helpers import colour_set
 
 QUICK = FastProtocol(
@@ -166,28 +167,31 @@ class TestProbes:
         assert found.chosen == expected.chosen
 
     @pytest.mark.parametrize(
-        ("pooling", "reading"),
+        ("probe", "pooling", "reading", "make"),
         [
-            ("mean", Reading(8, "tokens")),
-            ("cls", Reading(8, "tokens", keep_prefix=True)),
-            ("head", Reading(8, "head")),
+            ("linear", "cls", Reading(8, "tokens", True), partial(LinearProbe, pooling="cls")),
+            ("linear", "head", Reading(8, "head"), LinearProbe),
+            ("attentive", "mean", Reading(8, "tokens"), partial(AttentiveProbe, heads=4)),
         ],
+        ids=["cls", "head", "attentive"],
     )
     def test_paper_pools_behind_its_norm(
         self,
+        probe: str,
         pooling: str,
         reading: Reading,
+        make: Any,
         encoder: FrozenEncoder,
         data: ClassificationSet,
         arguments: ProbeArguments,
         tmp_path: Path,
     ) -> None:
-        paper = PaperProtocol(batch_size=30, micro_batch_size=30, epochs=2, warmup_epochs=1)
+        paper = PaperProtocol(2e-2, batch_size=10, micro_batch_size=10, epochs=1, warmup_epochs=0)
         options = {"protocol": "paper", "pooling": pooling, "paper": paper, "seeds": (3,)}
-        found = probe_encoder(encoder, data, replace(arguments, **options))
+        found = probe_encoder(encoder, data, replace(arguments, probe=probe, **options))
         assert (found.correct.shape, found.seeds, found.chosen) == ((1, 27), (3,), ())
-        make = partial(LinearProbe, 32, 3, pooling)
-        expected = probe_paper(encoder, reading, data, make, paper, (3,), tmp_path / "work", 1)
+        head = partial(make, 32, 3)
+        expected = probe_paper(encoder, reading, data, head, paper, (3,), tmp_path / "work", 1)
         np.testing.assert_array_equal(found.correct, expected.correct)
         assert asdict(paper).items() <= found.settings.items()
         assert (found.settings["protocol"], found.settings["pooling"]) == ("paper", pooling)
@@ -254,12 +258,11 @@ class TestDefaults:
         assert worker_count(ProbeArguments(num_workers=given)) == expected
         assert 1 <= worker_count(ProbeArguments()) <= max(1, processors())
 
-    def test_heads_are_those_of_the_encoder(
-        self, encoder: FrozenEncoder, backbone_folders: dict[str, Path]
-    ) -> None:
+    def test_heads_are_those_of_the_encoder(self, encoder: FrozenEncoder) -> None:
         assert attention_heads(encoder) == 4
-        timm = FrozenEncoder.load(backbone_folders["timm"])  # whose configuration does not say
-        assert attention_heads(timm) == 1
+        silent = SimpleNamespace(config=SimpleNamespace())  # as timm's configurations
+        for width, heads in ((32, 1), (200, 3), (768, 12)):
+            assert attention_heads(SimpleNamespace(model=silent, width=width)) == heads
 
 
 class TestRefusals:
@@ -284,14 +287,14 @@ class TestRefusals:
             probe_encoder(encoder, data, replace(arguments, **options))
         assert "\n" not in str(failure.value)
 
-    @pytest.mark.parametrize("protocol", ["fast", "paper"])
     def test_no_class_token(
         self,
-        protocol: str,
         backbone_folders: dict[str, Path],
         data: ClassificationSet,
         arguments: ProbeArguments,
     ) -> None:
         encoder = FrozenEncoder.load(backbone_folders["siglip"])
-        with pytest.raises(ValueError, match="has no class token; use pooling=mean"):
-            probe_encoder(encoder, data, replace(arguments, pooling="cls", protocol=protocol))
+        for protocol in ("fast", "paper"):
+            options = {"pooling": "cls", "protocol": protocol}
+            with pytest.raises(ValueError, match="has no class token; use pooling=mean"):
+                probe_encoder(encoder, data, replace(arguments, **options))

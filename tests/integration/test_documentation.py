@@ -11,13 +11,19 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from hive_vision.cli import main
+from hive_vision.cli.probe import parse as parse_probe
 from hive_vision.data.sources import Source
+from hive_vision.settings import read_settings
+from hive_vision.studies.compare import CompareArguments
 from hive_vision.training.hardware import split_batch
 from hive_vision.training.recipes import load_recipe, recipe_names, recipe_path
 from tests.conftest import write_image_folder
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / folder / "README.md" for folder in (".", "benchmarks")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def commands() -> list[str]:
@@ -41,6 +47,13 @@ def test_command_is_accepted(command, capsys):
     if name == "pretrain":
         arguments = [argument for argument in arguments if not argument.startswith("--")]
         load_recipe(*arguments[:1], arguments[1:])
+    elif name == "probe":
+        mode, own, encoders, _ = parse_probe(arguments)
+        assert encoders
+        assert set(own) <= {"data", "output", "alphas"}
+        assert mode or len(encoders) == 1
+    elif name == "compare":
+        read_settings(CompareArguments, arguments[1:], ROOT / arguments[0], "study")
     else:
         main([name, *arguments, "--help"])
         usage = capsys.readouterr().out

@@ -40,31 +40,46 @@ def run(arguments: list[str]) -> None:
     """Run the command."""
     from hive_vision.data.classification import KNOWN_SETS
     from hive_vision.evaluation.arguments import ProbeArguments
-    from hive_vision.settings import read_settings, settings_parser
+    from hive_vision.settings import settings_parser
 
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP.format(sets=", ".join(KNOWN_SETS)))
         sys.stdout.write(settings_parser(ProbeArguments).format_help().partition("\n\n")[2])
         return
+    mode, own, encoders, probe = parse(arguments)
+    output = Path(own.get("output", "runs/probe"))
+    sets = own["data"].split(",")
+    if mode == "--interpolate":
+        _interpolate(encoders, sets, probe, output, own.get("alphas", _ALPHAS))
+    elif mode == "--layers":
+        _layers(_named(encoders), sets, probe, output)
+    else:
+        _compare(_named(encoders), sets, probe, output)
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, dict[str, str], list[str], "ProbeArguments"]:
+    """Read a command line.
+
+    Returns:
+        The mode, if one was given; data, output and alphas as they were given; encoders; and the
+        settings of the probe.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    from hive_vision.evaluation.arguments import ProbeArguments
+    from hive_vision.settings import read_settings
+
     modes = [argument for argument in arguments if argument in _MODES]
-    rest = [argument for argument in arguments if argument not in _MODES]
     if len(modes) > 1:
         raise ValueError(f"probe: give one of {' and '.join(modes)}")
-    own, encoders, settings = _sort(rest)
-    if "data" not in own:
+    own, encoders, settings = _sort([word for word in arguments if word not in _MODES])
+    if not own.get("data"):
         raise ValueError("probe: no classification set given; add data=cifar10, or data=FOLDER")
+    if not modes and len(encoders) != 1:
+        raise ValueError(f"probe: give one encoder, or --compare; got {len(encoders)}")
     probe = read_settings(ProbeArguments, settings, what="probe")
-    output = Path(own.get("output", "runs/probe"))
-    sets = [name for name in own["data"].split(",") if name]
-    match modes:
-        case ["--layers"]:
-            _layers(_named(encoders), sets, probe, output)
-        case ["--interpolate"]:
-            _interpolate(encoders, sets, probe, output, own.get("alphas", _ALPHAS))
-        case _:
-            if not modes and len(encoders) != 1:
-                raise ValueError(f"probe: give one encoder, or --compare; got {len(encoders)}")
-            _compare(_named(encoders), sets, probe, output)
+    return "".join(modes), own, encoders, probe
 
 
 def _sort(rest: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
