@@ -272,7 +272,6 @@ OWN = {"image_column": "picture", "label_column": "class"}
 
 
 class TestOnesOwn:
-    @pytest.mark.xfail(strict=True, reason="datasets caches by folder name and card alone")
     def test_two_folders_of_one_name_with_one_card(self, tmp_path: Path) -> None:
         features = {"image": "image", "label": names(2)}
         for first in (0, 100):

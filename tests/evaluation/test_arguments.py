@@ -34,3 +34,18 @@ def test_values_that_do_not_fit_are_named(given: str) -> None:
     with pytest.raises(ValueError, match=given.partition("=")[0]) as caught:
         read_settings(ProbeArguments, [given], what="probe")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("seeds=[]", "give at least one"),
+        ("seeds=[1,1]", "each once"),
+        ("neighbours=0", "neighbours is 0"),
+        ("fast.holdout=0", r"fast\.holdout is 0"),
+        ("fast.inverse_penalties=[]", r"fast\.inverse_penalties is empty"),
+    ],
+)
+def test_what_no_probe_can_have(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_settings(ProbeArguments, [given], what="probe")

@@ -77,12 +77,16 @@ def work_through(
             generator=torch.Generator(),  # the global one stays as it is
         )
         results = iter(loader)
-    with _progress(title, unit, sum(map(len, ranges))) as advance:
-        for rows, result in zip(ranges, results, strict=True):
-            if isinstance(result, Exception):
-                raise result
-            advance(len(rows))
-            yield result
+    try:
+        with _progress(title, unit, sum(map(len, ranges))) as advance:
+            for rows, result in zip(ranges, results, strict=True):
+                if isinstance(result, Exception):
+                    raise result
+                advance(len(rows))
+                yield result
+    finally:
+        # An error's traceback would keep the workers, and their late end takes seconds each.
+        del results
 
 
 class _Work(Dataset[Any], Generic[T]):

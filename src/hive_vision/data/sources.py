@@ -344,13 +344,26 @@ def load_splits(source: str | Path, kind: Format = "auto") -> datasets.DatasetDi
             saved = datasets.load_from_disk(str(path))
             several = isinstance(saved, datasets.DatasetDict)
             return saved if several else datasets.DatasetDict(train=saved)
-        return datasets.load_dataset(str(source))
+        return datasets.load_dataset(str(source), cache_dir=_own_cache(path))
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetGenerationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"no images found at {str(source)!r}: give a folder with images and one of "
             f"{', '.join(METADATA_FILES)}, or a hub id ({reason})"
         ) from error
+
+
+def _own_cache(folder: Path) -> str | None:
+    """Where the datasets library keeps a local folder that has a card; elsewhere it looks itself.
+
+    With a card it goes by the folder's name alone: another folder of that name, or the same one
+    with other files, would silently be the old data.
+    """
+    if not (folder / "README.md").is_file():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, hash_parts(repr(facts).encode())[:32])
 
 
 def choose_split(splits: Any, wanted: str, source: str | Path) -> Any:

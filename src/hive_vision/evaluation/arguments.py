@@ -33,6 +33,14 @@ class FastProtocol:
     batch_size: int = 256
     holdout: float = 0.2
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be chosen with."""
+        for name in ("inverse_penalties", "learning_rates", "weight_decays"):
+            if not getattr(self, name):
+                raise ValueError(f"fast.{name} is empty; give at least one number")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"fast.holdout is {self.holdout}; it is a share between 0 and 1")
+
 
 @dataclass(frozen=True)
 class PaperProtocol:
@@ -118,3 +126,13 @@ class ProbeArguments:
     batch_size: int = 128
     num_workers: int | None = None
     cache: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no probe can have."""
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"seeds is {list(self.seeds)}; give at least one, each once, e.g. seeds=0,1,2"
+            )
+        for name in ("neighbours", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

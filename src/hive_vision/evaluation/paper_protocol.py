@@ -118,6 +118,11 @@ def probe_paper(
             f"{settings.warmup_epochs:g}; give paper.warmup_epochs="
             f"{0.03 * settings.epochs:g}, the same share as 1.5 of 50"
         )
+    if torch.cuda.device_count() > 1:
+        raise ValueError(
+            f"{torch.cuda.device_count()} GPUs are visible, and a probe uses one; set "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
     size = _image_size(encoder)
     prepare = _Collator(encoder.image_processor)
     train = _Samples(data.train, augmentation(settings, size))

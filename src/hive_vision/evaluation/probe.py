@@ -106,7 +106,7 @@ def probe_encoder(
         "depth": encoder.depth,
         "pooling": arguments.pooling,
         "keep_prefix": arguments.keep_prefix,
-        "precision": arguments.precision,
+        "precision": encoder.precision,
         "data": data.settings,
         "train_images": len(data.train),
         "test_images": len(data.test),

@@ -106,7 +106,11 @@ def probe_fast(
 def _hold_out(
     labels: NDArray[np.int64], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split training rows; each class in its proportion, where every class has two images."""
+    """Split training rows; each class in its proportion, where every class has two images.
+
+    Raises:
+        ValueError: If too few are left to learn from.
+    """
     counts = np.bincount(labels)
     enough = counts[counts > 0].min() > 1 and round(share * len(labels)) >= np.count_nonzero(counts)
     first, second = train_test_split(
@@ -115,6 +119,11 @@ def _hold_out(
         random_state=seed,
         stratify=labels if enough else None,
     )
+    if len(np.unique(labels[first])) < 2:
+        raise ValueError(
+            f"{len(labels)} training images are too few: without the {len(second)} that choices "
+            "are made on, one class is left; give more images, or probe=knn"
+        )
     return np.sort(first), np.sort(second)
 
 
