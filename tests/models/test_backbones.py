@@ -15,6 +15,7 @@ from hive_vision.models.backbones import (
     blank_images,
     capture_block_outputs,
     find_blocks,
+    hash_tensors,
     image_token_counts,
     load_config,
     load_language_model,
@@ -294,3 +295,15 @@ def _assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
     expected = theirs.state_dict()
     assert ours.state_dict().keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in ours.state_dict().items())
+
+
+def test_hashes_tell_tensors_apart():
+    tensors = {"a": torch.zeros(2), "b": torch.tensor(0.0), "c": torch.zeros(2, dtype=torch.int32)}
+    hashes = hash_tensors(tensors)
+    assert list(hashes) == ["a", "b", "c"]
+    assert hashes["a"] == hash_tensors({"a": torch.zeros(2)}, ["a"])["a"]
+    assert hashes["a"] != hash_tensors({"a": torch.tensor([0.0, 1e-30])})["a"]
+    assert (
+        hash_tensors({"a": torch.arange(4).reshape(2, 2).T})["a"]
+        == (hash_tensors({"a": torch.tensor([[0, 2], [1, 3]])})["a"])
+    ), "the values count, not how they lie in memory"

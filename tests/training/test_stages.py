@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hive_vision.models.backbones import hash_tensors
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from hive_vision.training.stages import (
@@ -8,7 +9,6 @@ from hive_vision.training.stages import (
     apply_rules,
     check_gradient_path,
     describe_parts,
-    hash_tensors,
     parameter_groups,
     prove_update,
 )
