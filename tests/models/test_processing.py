@@ -198,9 +198,7 @@ def test_folder_with_a_foreign_tokenizer(backbone_folders: dict[str, Path], tmp_
 def test_folder_without_image_processor(backbone_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(backbone_folders["clip"], tmp_path / "clip")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(
-        ValueError, match="has no image processor .preprocessor_config.json.; save that"
-    ) as caught:
+    with pytest.raises(ValueError, match="has no image processor") as caught:
         HiveProcessor.from_backbones(folder, backbone_folders["llama"])
     assert "\n" not in str(caught.value)
 
