@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -26,6 +27,7 @@ from hive_vision.evaluation.features import Features
 from hive_vision.models.probes import AttentiveProbe
 
 PREDICTION_BATCH = 1024
+SMALL_PRODUCT = 2**28  # multiplications
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +147,13 @@ class _Linear:
         """Solve one head for each point of the grid; the seed has no part in an optimum."""
         values, labels = self.train.features.values[rows], self.train.labels[rows]
         heads: list[Any] = []
+        # Threads that wait for each other at every small product cost 17 times what they save.
+        small = values.size * len(np.unique(labels)) < SMALL_PRODUCT
         for point in grid:
             solver = LogisticRegression(
                 C=point["inverse_penalty"], max_iter=self.settings.max_iterations
             )
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), threadpool_limits(1 if small else None):
                 # Where C is large, the loss's last digits take thousands of steps.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 heads.append(make_pipeline(StandardScaler(), solver).fit(values, labels))
