@@ -1,13 +1,17 @@
 """hive-vision probe: classification with the encoder frozen."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from hive_vision.evaluation.arguments import ProbeArguments
+    from hive_vision.evaluation.probe import ProbeResult
     from hive_vision.reporting.probe_tables import Grid
+
+    # Set -> line of its figure -> results along it.
+    Curves: TypeAlias = Mapping[str, Mapping[str, Sequence[ProbeResult]]]
 
 HELP = """\
 usage: hive-vision probe ENCODER data=SET[,SET...] [output=FOLDER] [key=value ...]
@@ -155,20 +159,11 @@ def _layers(
     from hive_vision.studies.probe import load_sets, probe_layers
 
     found = {data.name: probe_layers(encoders, data, probe) for data in load_sets(names, probe)}
-    report = layer_report(found)
-    first = next(iter(next(iter(found.values())).values()))[0]
-    accuracies = {
-        name: {method: [result.accuracy for result in layers] for method, layers in by.items()}
-        for name, by in found.items()
-    }
-    content = {
-        name: {method: [result.to_json() for result in layers] for method, layers in by.items()}
-        for name, by in found.items()
-    }
-    _write(output, {"layers": content})
-    figure = layer_figure(accuracies, how_found(first, every_layer=True))
+    _write(output, {"layers": _each(found, lambda result: result.to_json())})
+    accuracies = _each(found, lambda result: result.accuracy)
+    figure = layer_figure(accuracies, how_found(_first(found), every_layer=True))
     save_figure(figure, output / "layers")
-    _show(report, output)
+    _show(layer_report(found), output)
     sys.stdout.write(f"figure: {output / 'layers.png'}\n")
 
 
@@ -193,21 +188,25 @@ def _interpolate(
         raise ValueError(f"alphas is {given!r}; give numbers from 0 to 1: {_ALPHAS}") from error
     base = bases[0].removeprefix("base=")
     found = probe_between(base, _encoder_folder(trained[0]), alphas, names, probe)
-    report = interpolation_report(alphas, found)
-    first = next(iter(next(iter(found.values())).values()))[0]
-    accuracies = {
-        name: {kind: [result.accuracy for result in results] for kind, results in by.items()}
-        for name, by in found.items()
-    }
-    content = {
-        name: {kind: [result.to_json() for result in results] for kind, results in by.items()}
-        for name, by in found.items()
-    }
+    content = _each(found, lambda result: result.to_json())
     _write(output, {"alphas": alphas, "interpolation": content})
-    figure = interpolation_figure(alphas, accuracies, how_found(first))
+    accuracies = _each(found, lambda result: result.accuracy)
+    figure = interpolation_figure(alphas, accuracies, how_found(_first(found)))
     save_figure(figure, output / "interpolation")
-    _show(report, output)
+    _show(interpolation_report(alphas, found), output)
     sys.stdout.write(f"figure: {output / 'interpolation.png'}\n")
+
+
+def _each(found: "Curves", value: Callable[["ProbeResult"], Any]) -> dict[str, dict[str, Any]]:
+    """Take something of every result."""
+    return {
+        name: {line: [value(result) for result in results] for line, results in by.items()}
+        for name, by in found.items()
+    }
+
+
+def _first(found: "Curves") -> "ProbeResult":
+    return next(iter(next(iter(found.values())).values()))[0]
 
 
 def _write(output: Path, content: dict[str, Any]) -> None:

@@ -197,13 +197,19 @@ class FrozenEncoder:
 
 
 @dataclass(frozen=True)
-class _Prepare:
-    """Decodes and preprocesses ranges of images."""
+class Prepare:
+    """Decodes and preprocesses ranges of images.
 
-    images: LabelledImages
+    Attributes:
+        images: Gives a decoded image for each row.
+        image_processor: The encoder's.
+    """
+
+    images: Any
     image_processor: Any
 
     def __call__(self, rows: range) -> BatchFeature:
+        """Prepare the images of some rows."""
         images = [self.images[row] for row in rows]
         return self.image_processor(images, return_tensors="pt")
 
@@ -277,7 +283,7 @@ def _compute(
 ) -> None:
     ranges = row_ranges(len(images), batch_size)
     batches = work_through(
-        _Prepare(images, encoder.image_processor), ranges, workers, f"reading {images.name}"
+        Prepare(images, encoder.image_processor), ranges, workers, f"reading {images.name}"
     )
     readings = list(missing)
     with ExitStack() as stack:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import BatchEncoding, BatchFeature, PreTrainedModel
+from transformers import BatchEncoding, PreTrainedModel
 
 from hive_vision.data.classification import LabelledImages
 from hive_vision.data.images import UnusableImageError, decode_image
 from hive_vision.data.parallel import row_ranges, work_through
 from hive_vision.data.sources import CaptionSource
+from hive_vision.evaluation.features import Prepare
 from hive_vision.models.merging import load_dual_encoder, load_processor
 
 TEMPLATES = ("a photo of a {}.",)
@@ -161,18 +162,6 @@ class _SourceImages:
             ) from error
 
 
-@dataclass(frozen=True)
-class _Prepare:
-    """Decodes and preprocesses ranges of images."""
-
-    images: LabelledImages | _SourceImages
-    image_processor: Any
-
-    def __call__(self, rows: range) -> BatchFeature:
-        images = [self.images[row] for row in rows]
-        return self.image_processor(images, return_tensors="pt")
-
-
 def embed_classes(
     encoder: DualEncoder, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
@@ -293,7 +282,7 @@ def retrieve(
 def _prepared(
     encoder: DualEncoder, images: LabelledImages | _SourceImages, batch_size: int, workers: int
 ) -> Any:
-    prepare = _Prepare(images, encoder.processor.image_processor)
+    prepare = Prepare(images, encoder.processor.image_processor)
     ranges = row_ranges(len(images), batch_size)
     return work_through(prepare, ranges, workers, f"reading {images.name}")
 
