@@ -28,7 +28,7 @@ from hive_vision.data.images import ColumnImages
 
 
 def grey(value: int) -> Image.Image:
-    return Image.fromarray(np.full((6, 6), value, dtype=np.uint8))
+    return Image.fromarray(np.full((6, 6), value % 256, dtype=np.uint8))
 
 
 def names(count: int) -> ClassLabel:
@@ -215,6 +215,19 @@ class TestTheEightSets:
             "label_column": real.label,
             "metric": "accuracy",
         }
+
+    def test_names_in_a_column_of_their_own(self, tmp_path: Path) -> None:
+        """Caltech-256's, without which there is no zero-shot classification of it."""
+        numbers = list(range(1, 258))
+        texts = [f"thing {number}" for number in numbers]
+        real = REAL["caltech-256"].features
+        splits = {
+            "train": table(real, label=[*numbers, 1], text=[*texts, texts[0]]),
+            "validation": table(real, label=[3], text=["thing 3"]),
+        }
+        assert load(f"caltech-256:{write_parquet(tmp_path / 'a', splits)}").class_names == (*texts,)
+        splits["train"] = table(real, label=[*numbers, 1], text=[*texts, "another"])
+        assert load(f"caltech-256:{write_parquet(tmp_path / 'b', splits)}").class_names == ()
 
     def test_a_copy_without_a_card_calls_valid_validation(self, tmp_path: Path) -> None:
         for split, data in real_splits(REAL["tiny-imagenet"]).items():

@@ -49,3 +49,9 @@ def test_values_that_do_not_fit_are_named(given: str) -> None:
 def test_what_no_probe_can_have(given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_settings(ProbeArguments, [given], what="probe")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "head"])
+def test_an_attentive_probe_pools_by_itself(pooling: str) -> None:
+    with pytest.raises(ValueError, match=f"pooling is {pooling} but probe=attentive"):
+        read_settings(ProbeArguments, ["probe=attentive", f"pooling={pooling}"], what="probe")

@@ -20,6 +20,7 @@ from hive_vision.data.classification import ClassificationSet, LabelledImages
 from hive_vision.evaluation.arguments import PaperProtocol, ProbeArguments
 from hive_vision.evaluation.features import FrozenEncoder, Reading
 from hive_vision.evaluation.paper_protocol import (
+    FOUND,
     FrozenEncoderClassifier,
     augmentation,
     probe_paper,
@@ -54,7 +55,7 @@ def message(failing: Callable[[], Any]) -> str:
 
 class TestTable4:
     def test_numbers(self, tmp_path: Path) -> None:
-        arguments = training_arguments(PaperProtocol(), 50_000, 7, tmp_path, 1)
+        arguments = training_arguments(PaperProtocol(), 50_000, 7, tmp_path, 1, True)
         assert arguments.optim in ("adamw_torch", "adamw_torch_fused")
         assert arguments.learning_rate == 2e-4
         assert arguments.weight_decay == 0.01
@@ -73,7 +74,7 @@ class TestTable4:
         self, batch_size: int, micro: int, at_once: int, tmp_path: Path
     ) -> None:
         settings = PaperProtocol(batch_size=batch_size, micro_batch_size=micro)
-        arguments = training_arguments(settings, 1000, 0, tmp_path, 1)
+        arguments = training_arguments(settings, 1000, 0, tmp_path, 1, True)
         assert arguments.per_device_train_batch_size == at_once
         assert arguments.gradient_accumulation_steps * at_once == batch_size
 
@@ -132,7 +133,7 @@ class HeadAlone(nn.Module):
 
 class TestOptimiser:
     def trained(self, settings: PaperProtocol, folder: Path, head: nn.Module) -> Recorder:
-        arguments = training_arguments(settings, 100, 0, folder, 1)
+        arguments = training_arguments(settings, 100, 0, folder, 1, True)
         arguments.save_strategy = "no"
         recorder = Recorder()
         trainer = Trainer(
@@ -275,7 +276,7 @@ class TestRuns:
         assert result.accuracy.mean > 0.8
         assert result.settings["protocol"] == "paper"
         assert result.settings["epochs"] == 8
-        assert list(tmp_path.rglob("*.npy")) == [], "no features are kept"
+        assert {path.name for path in tmp_path.rglob("*.npy")} == {FOUND}, "no features are kept"
         assert not list(tmp_path.rglob("checkpoint-*")), "nor what an interrupted run goes on from"
         after = encoder.model.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -354,14 +355,36 @@ class TestRuns:
         # What the first seed and the first epoch of the second learned is not learned again.
         outcome, weights = run(encoder, interrupting(data, 2 * images), work, seeds=(0, 1))
         np.testing.assert_array_equal(outcome.correct, expected.correct)
-        assert all(map(torch.equal, weights, undisturbed))
-        assert not work.exists()
+        assert torch.equal(*weights, undisturbed[1])
+
+    def test_what_a_seed_found_is_kept(
+        self, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
+    ) -> None:
+        """Table 1 is days of work: another seed, set or encoder later costs nothing of it again."""
+        settings = ProbeArguments(
+            protocol="paper",
+            paper=replace(QUICK, epochs=2, warmup_epochs=0.5),
+            seeds=(0,),
+            cache=str(tmp_path / "features"),
+        )
+        first = probe_encoder(encoder, data, settings)
+        none = interrupting(data, 0)
+        again = probe_encoder(encoder, none, settings)
+        np.testing.assert_array_equal(again.correct, first.correct)
+        for change in ({"paper": replace(settings.paper, epochs=3)}, {"seeds": (0, 1)}):
+            with pytest.raises(Interruption):
+                probe_encoder(encoder, none, replace(settings, **change))
+        half = data.test.images.data.select(range(9))
+        images = replace(data.test.images, data=half)
+        fewer = LabelledImages(data.test.name, images, data.test.labels[:9])
+        with pytest.raises(Interruption):
+            probe_encoder(encoder, replace(none, test=fewer), settings)
 
     def test_more_processes(
         self, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
     ) -> None:
         short = replace(QUICK, epochs=1, warmup_epochs=0.5)
-        first, second = (run(encoder, data, tmp_path / "a", short, workers=2)[1] for _ in range(2))
+        first, second = (run(encoder, data, tmp_path / name, short, workers=2)[1] for name in "ab")
         assert torch.equal(*first, *second)
 
 
@@ -389,13 +412,15 @@ class TestRefusals:
         assert "images of any shape" in text
         assert "protocol=fast" in text
 
+    @pytest.mark.parametrize("workers", [1, 2])
     def test_a_corrupt_image(
-        self, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
+        self, workers: int, encoder: FrozenEncoder, data: ClassificationSet, tmp_path: Path
     ) -> None:
         class Corrupt(LabelledImages):
             def __getitem__(self, row: int) -> Any:
                 raise ValueError(f"image {row} cannot be read")
 
         train = Corrupt(data.train.name, data.train.images, data.train.labels)
-        text = message(lambda: run(encoder, replace(data, train=train), tmp_path / "a"))
+        corrupt = replace(data, train=train)
+        text = message(lambda: run(encoder, corrupt, tmp_path / "a", workers=workers))
         assert re.fullmatch(r"image \d+ cannot be read", text)

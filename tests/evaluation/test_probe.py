@@ -12,7 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hive_vision.data.classification import ClassificationSet
+from hive_vision.data.classification import (
+    ClassificationSet,
+    ClassificationSource,
+    load_classification_set,
+)
 from hive_vision.data.parallel import processors
 from hive_vision.evaluation.arguments import FastProtocol, PaperProtocol, ProbeArguments
 from hive_vision.evaluation.features import FrozenEncoder, Reading, read_features
@@ -26,6 +30,7 @@ from hive_vision.evaluation.probe import (
 )
 from hive_vision.evaluation.probing import LabelledFeatures, probe_fast, probe_neighbours
 from hive_vision.models.probes import AttentiveProbe, LinearProbe
+from tests.data.test_classification import REAL, real_splits, write_parquet
 from tests.evaluation.helpers import colour_set
 
 QUICK = FastProtocol(
@@ -194,7 +199,8 @@ class TestProbes:
         expected = probe_paper(encoder, reading, data, head, paper, (3,), tmp_path / "work", 1)
         np.testing.assert_array_equal(found.correct, expected.correct)
         assert asdict(paper).items() <= found.settings.items()
-        assert (found.settings["protocol"], found.settings["pooling"]) == ("paper", pooling)
+        recorded = "tokens" if probe == "attentive" else pooling
+        assert (found.settings["protocol"], found.settings["pooling"]) == ("paper", recorded)
 
     def test_all_settings_are_recorded(
         self, encoder: FrozenEncoder, data: ClassificationSet, arguments: ProbeArguments
@@ -265,6 +271,21 @@ class TestDefaults:
             assert attention_heads(SimpleNamespace(model=silent, width=width)) == heads
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_the_eight_sets(
+    name: str, encoder: FrozenEncoder, arguments: ProbeArguments, tmp_path: Path
+) -> None:
+    """A local copy in the columns, types and splits of the hub's."""
+    folder = write_parquet(tmp_path / name, real_splits(REAL[name]))
+    data = load_classification_set(ClassificationSource(f"{name}:{folder}"))
+    result = probe_encoder(encoder, data, replace(arguments, probe="knn", neighbours=1))
+    assert (result.data, result.correct.shape) == (
+        name,
+        (1, len(REAL[name].splits[REAL[name].test])),
+    )
+    assert result.settings["classes"] == REAL[name].classes
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "text"),
@@ -273,6 +294,8 @@ class TestRefusals:
             ({"layer": 0, "probe": "attentive"}, "layer is 0"),
             ({"pooling": "head", "layer": "penultimate"}, "pooling head reads the last layer"),
             ({"probe": "knn", "neighbours": 31}, "neighbours is 31; there are 30 training images"),
+            ({"probe": "zero_shot"}, "probe is zero_shot, which judges a whole CLIP or SigLIP"),
+            ({"probe": "retrieval"}, "probe is retrieval, which judges a whole CLIP or SigLIP"),
         ],
     )
     def test_one_line(

@@ -13,6 +13,7 @@ import transformers
 from accelerate import PartialState
 
 from hive_vision.folders import check_folder
+from hive_vision.studies.regression_guard import RegressionGuard
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import last_checkpoint
 from hive_vision.training.errors import InterruptedRunError
@@ -60,13 +61,13 @@ def main(recipe, folder, scenarios):
         arguments = load_recipe(recipe, [*overrides, f"output={folder}/{name}"])
         if stop:
             try:
-                pretrain(arguments, stop_after=(stop[0], int(stop[1])))
+                pretrain(arguments, (stop[0], int(stop[1])), RegressionGuard)
             except InterruptedRunError:
                 pass
             else:
                 raise AssertionError("was not stopped")
             on_main(lambda stage=Path(arguments.output, stop[0]): check_checkpoint(stage))
-        pretrain(arguments)
+        pretrain(arguments, guard=RegressionGuard if arguments.probe_after_stage else None)
         batches = global_batches(load_recipe(recipe, [*overrides, f"output={folder}/.{name}"]))
         text = json.dumps(batches)
         on_main(lambda name=name, text=text: Path(folder, f"{name}.json").write_text(text))

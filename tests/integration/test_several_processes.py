@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hive_vision.folders import check_folder
+from tests.evaluation.helpers import write_colours
 from tests.integration import several_processes
 
 HERE = Path(__file__).parent
@@ -76,7 +77,7 @@ SCENARIOS = {
     "one": ["hive", "sa,method=sa", "cascaded,method=cascaded", UNTIED],
     "ddp": [
         "hive",
-        "stopped:stage2:2",
+        "stopped:stage2:2,probe_after_stage=[{colours}]",
         "sa,method=sa,gradient_checkpointing=true",
         "cascaded,method=cascaded,micro_batch_size=4",
     ],
@@ -94,9 +95,11 @@ SCENARIOS = {
 def runs(recipe_file, backbone_folders):
     """All scenarios: with one process, with two, with two that share the weights."""
     root = recipe_file.parent
+    colours = write_colours(root / "colours", 60, 120)
+    olmo2 = backbone_folders["olmo2"]
     for kind, names in SCENARIOS.items():
         (root / kind).mkdir()
-        scenarios = [name.format(olmo2=backbone_folders["olmo2"]) for name in names]
+        scenarios = [name.format(olmo2=olmo2, colours=colours) for name in names]
         if kind == "one":
             several_processes.main(recipe_file, root / kind, scenarios)
             continue
@@ -128,6 +131,12 @@ def test_two_processes_are_one(runs, kind, method):
     assert encoders[0].keys() == encoders[1].keys()
     for name, weight in encoders[0].items():
         torch.testing.assert_close(encoders[1][name], weight, rtol=0, atol=3e-3)
+
+
+def test_the_encoder_is_probed_by_one_process(runs):
+    """And the others go on with what it found."""
+    stages = json.loads((runs / "ddp" / "stopped" / "results.json").read_text())["stages"]
+    assert [set(stage.get("probe", ())) for stage in stages] == [set(), set(), {"colours"}]
 
 
 def test_sharded_head_of_its_own(runs):

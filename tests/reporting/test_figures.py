@@ -50,6 +50,14 @@ def test_methods_keep_their_colours() -> None:
     assert to_hex(other.get_color()) != to_hex(both.get_color())
 
 
+def test_no_two_lines_look_the_same() -> None:
+    names = ("siglip", "base", "run2", "cascaded", "hive", "sa")
+    lines = (
+        layer_figure({"x": {name: [accuracy(0.5)] for name in names}}, "how").axes[0].get_lines()
+    )
+    assert len({(to_hex(line.get_color()), line.get_marker()) for line in lines}) == len(names)
+
+
 def test_a_long_title_stays_inside(tmp_path: Path) -> None:
     figure = layer_figure({"texture": LAYERS["texture"]}, "a long title " * 12)
     save_figure(figure, tmp_path / "layers")  # which lays it out

@@ -62,7 +62,8 @@ def files(folder: str) -> dict[Path, int]:
 
 
 def test_methods_and_seeds_and_what_is_kept(study: CompareArguments) -> None:
-    results, search = compare_methods(study)
+    found = compare_methods(study)
+    results, search = found.results, found.search
     assert list(results) == ["base", "hive"]
     for by_set in results.values():
         result = by_set["colours"]
@@ -77,7 +78,7 @@ def test_methods_and_seeds_and_what_is_kept(study: CompareArguments) -> None:
     assert folders == {"base-0", "base-1", "hive-0", "hive-1"}
     # A second call trains nothing and says the same.
     before = files(study.output)
-    again, _ = compare_methods(study)
+    again = compare_methods(study).results
     assert files(study.output) == before
     for method, by_set in results.items():
         np.testing.assert_array_equal(again[method]["colours"].correct, by_set["colours"].correct)
@@ -85,14 +86,52 @@ def test_methods_and_seeds_and_what_is_kept(study: CompareArguments) -> None:
     assert content["search"] == search
     (difference,) = content["differences"]["colours"]
     assert (difference["first"], difference["second"]) == ("hive", "base")
+    assert found.layers == content["layers"] == {}
+
+
+def test_every_layer_of_every_run(study: CompareArguments) -> None:
+    found = compare_methods(replace(study, layer_data=study.data))
+    layers = found.layers["colours"]
+    assert {label: len(results) for label, results in layers.items()} == {"base": 8, "hive": 8}
+    for label, results in layers.items():
+        assert all(result.seeds == (0, 1) for result in results)
+        last = found.results[label]["colours"]
+        np.testing.assert_array_equal(results[-1].correct, last.correct)
+    content = json.loads((Path(study.output) / "results.json").read_text())
+    assert len(content["layers"]["colours"]["hive"]) == 8
+
+
+def test_several_runs_at_once_are_the_same_runs(study: CompareArguments, tmp_path: Path) -> None:
+    alone = replace(study, methods=["hive"], search=None, output=str(tmp_path / "one"))
+    one = compare_methods(alone).results["hive"]["colours"]
+    two = compare_methods(replace(alone, output=str(tmp_path / "two"), jobs=2))
+    np.testing.assert_array_equal(two.results["hive"]["colours"].correct, one.correct)
+
+
+def test_runs_of_other_settings_are_not_taken_for_these(study: CompareArguments) -> None:
+    compare_methods(study)
+    before = files(study.output)
+    for changed in (
+        replace(study, overrides=["model.layer_density=0.5"]),
+        replace(study, search=SearchArguments({"longer": ["stage3.max_steps=5"]}, seed=7)),
+    ):
+        with pytest.raises(ValueError, match="holds a run of another recipe"):
+            compare_methods(changed)
+    assert files(study.output) == before
+
+
+def test_seeds_are_the_runs_also_where_no_head_has_one(study: CompareArguments) -> None:
+    knn = replace(study, probe=replace(study.probe, probe="knn"), search=None, methods=["base"])
+    result = compare_methods(replace(knn, output=f"{study.output}-knn")).results["base"]["colours"]
+    assert result.seeds == (0, 1)
 
 
 def test_equal_flops_pays_for_the_same_operations(study: CompareArguments) -> None:
     output = f"{study.output}-flops"
     equal = {"methods": ["sa", "hive"], "equal_flops": ["sa"], "seeds": [0], "search": None}
-    results, search = compare_methods(replace(study, output=output, **equal))
-    assert list(results) == ["sa", "hive", "sa_equal_flops"]
-    assert search == {}
+    found = compare_methods(replace(study, output=output, **equal))
+    assert list(found.results) == ["sa", "hive", "sa_equal_flops"]
+    assert found.search == {}
     recipes = {
         name: load_recipe(Path(output) / "runs" / f"{name}-0" / "recipe.yaml")
         for name in ("hive", "sa_equal_flops")
@@ -110,6 +149,10 @@ def test_equal_flops_pays_for_the_same_operations(study: CompareArguments) -> No
         ({"seeds": []}, "needs data, methods and seeds"),
         ({"equal_flops": ["hive"]}, "equal_flops has 'hive'"),
         ({"seeds": [7]}, r"search\.seed is 7, one of the seeds"),
+        ({"probe": ProbeArguments(probe="knn")}, "a search needs a probe that holds .* out"),
+        ({"probe": ProbeArguments(protocol="paper")}, "a search needs a probe that holds .* out"),
+        ({"probe": ProbeArguments(probe="retrieval")}, "judges a whole CLIP or SigLIP"),
+        ({"layer_data": ["elsewhere"]}, "layer_data has 'elsewhere'"),
     ],
 )
 def test_what_cannot_be_compared(

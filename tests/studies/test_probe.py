@@ -75,11 +75,13 @@ def test_layers_are_those_that_are_read_one_by_one(
         assert found["base"][layer - 1].settings["layer"] == layer
 
 
-@pytest.mark.parametrize("options", [{"pooling": "head"}, {"protocol": "paper"}])
+@pytest.mark.parametrize(
+    "options", [{"pooling": "head"}, {"protocol": "paper"}, {"probe": "zero_shot"}]
+)
 def test_what_layers_are_not_probed_with(
     options: dict[str, str], colours: str, arguments: ProbeArguments
 ) -> None:
-    with pytest.raises(ValueError, match="layers are probed with protocol=fast"):
+    with pytest.raises(ValueError, match="layers are probed with probe=linear"):
         probe_layers(
             {},
             load_classification_set(ClassificationSource(colours)),
@@ -89,7 +91,7 @@ def test_what_layers_are_not_probed_with(
 
 def test_two_sets_of_one_name(tmp_path: Path, arguments: ProbeArguments) -> None:
     names = [str(write_colours(tmp_path / part / "same")) for part in ("a", "b")]
-    with pytest.raises(ValueError, match="two classification sets are called 'same'"):
+    with pytest.raises(ValueError, match="two data sets are called 'same'"):
         load_sets(names, arguments)
 
 
@@ -135,6 +137,38 @@ def test_between_two_encoders(
     zero_shot = replace(arguments, probe="zero_shot")
     before = compare_encoders({"x": whole}, [colours], zero_shot)["x"]["colours"]
     np.testing.assert_array_equal(kinds["zero_shot"][0].correct, before.correct)
+
+
+def test_between_encoders_on_a_set_without_class_names(
+    whole: str,
+    trained: str,
+    colours: str,
+    arguments: ProbeArguments,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The probe's curve is not lost over the other one's."""
+    sets = [replace(data, class_names=()) for data in load_sets([colours], arguments)]
+    monkeypatch.setattr("hive_vision.studies.probe.load_sets", lambda *_: sets)
+    found = probe_between(whole, trained, [0.5], [colours], arguments)
+    assert list(found["colours"]) == ["linear"]
+    assert "no zero-shot accuracy on colours: no class names" in caplog.text
+
+
+@pytest.mark.parametrize("probe", ["zero_shot", "retrieval"])
+def test_between_encoders_the_whole_model_comes_by_itself(
+    probe: str, whole: str, trained: str, colours: str, arguments: ProbeArguments
+) -> None:
+    with pytest.raises(ValueError, match=f"probe is {probe}, but between encoders"):
+        probe_between(whole, trained, [0.5], [colours], replace(arguments, probe=probe))
+
+
+def test_retrieval_from_two_folders_of_one_name(
+    whole: str, tmp_path: Path, arguments: ProbeArguments
+) -> None:
+    names = [str(tmp_path / part / "validation") for part in ("a", "b")]
+    with pytest.raises(ValueError, match="two data sets are called 'validation'"):
+        compare_encoders({"a": whole}, names, replace(arguments, probe="retrieval"))
 
 
 def test_between_encoders_without_a_text_half(

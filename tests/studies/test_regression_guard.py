@@ -61,8 +61,18 @@ def test_a_run_probes_after_the_stages_that_train_the_encoder(
     assert probed["stage1"] is None
     assert probed["stage2"] is None
     kept = json.loads((Path(guarded.output) / "stage3" / "probe.json").read_text())
-    assert kept == probed["stage3"]
-    assert set(kept["colours"]) == {"base", "now", "difference", "low", "high"}
+    assert kept == {"sets": guarded.probe_after_stage, "found": probed["stage3"]}
+    assert set(kept["found"]["colours"]) == {"base", "now", "difference", "low", "high"}
+
+
+def test_sets_that_were_added_are_probed_too(recipe: Recipe, colours: str, tmp_path: Path) -> None:
+    """probe_after_stage may change between two starts."""
+    arguments = recipe(probe_after_stage=[colours])
+    pretrain(arguments, guard=RegressionGuard)
+    (Path(arguments.output) / "results.json").unlink()
+    more = str(write_colours(tmp_path / "more", 60, 120))
+    found = pretrain(recipe(probe_after_stage=[colours, more]), guard=RegressionGuard)
+    assert set(found["stages"][-1]["probe"]) == {"colours", "more"}
 
 
 def test_the_guard_changes_no_weight(recipe: Recipe, colours: str, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
+import pickle
 import signal
 
 from hive_vision.training.errors import InterruptedRunError, RollBackError, TrainingError
 
 
 def test_errors_carry_what_their_handlers_need():
-    assert InterruptedRunError("saved", signal.SIGTERM).signal_number == signal.SIGTERM
+    error = InterruptedRunError("saved", signal.SIGTERM)
+    for seen in (error, pickle.loads(pickle.dumps(error))):  # another process's too
+        assert (str(seen), seen.signal_number) == ("saved", signal.SIGTERM)
     assert RollBackError(7).step == 7
     assert isinstance(TrainingError("x"), ValueError), "the command line prints its line"
 

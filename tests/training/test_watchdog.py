@@ -40,6 +40,13 @@ def test_progress_keeps_a_slow_run_alive(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_takes_as_long_as_it_takes_is_no_stall(tmp_path):
+    code = "watchdog.progress('step')\nwatchdog.pause('probing')\ntime.sleep(3.5)"
+    assert watch(tmp_path, code).returncode == 0
+    again = watch(tmp_path, f"{code}\nwatchdog.progress('step')\nstuck_loader()")
+    assert "has been step for" in again.stderr
+
+
 @pytest.fixture
 def of_two(tmp_path):
     """The watchdog of rank 0, its thread not started, and a way to write rank 1's sign."""

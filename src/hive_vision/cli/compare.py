@@ -30,17 +30,31 @@ def run(arguments: list[str]) -> None:
     from rich.console import Console
 
     from hive_vision.folders import write_text
-    from hive_vision.reporting.probe_tables import probe_report, search_grid, to_markdown
+    from hive_vision.reporting.figures import layer_figure, save_figure
+    from hive_vision.reporting.probe_tables import (
+        layer_report,
+        probe_report,
+        search_grid,
+        to_markdown,
+    )
 
     path, *overrides = arguments
     if not Path(path).is_file():
         raise ValueError(f"study {path!r} does not exist; give a YAML file")
     settings = read_settings(CompareArguments, overrides, Path(path), "study")
-    results, search = compare_methods(settings)
-    note, grids = probe_report(results)
-    if search:
-        grids.append(search_grid(search))
+    found = compare_methods(settings)
     output = Path(settings.output)
+    note, grids = probe_report(found.results)
+    if found.layers:
+        layer_note, layer_grids = layer_report(found.layers)
+        grids += layer_grids
+        accuracies = {
+            name: {label: [result.accuracy for result in layers] for label, layers in by.items()}
+            for name, by in found.layers.items()
+        }
+        save_figure(layer_figure(accuracies, layer_note.partition(". ")[0]), output / "layers")
+    if found.search:
+        grids.append(search_grid(found.search))
     write_text(output / "table.md", to_markdown(note, grids))
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for grid in grids:

@@ -4,6 +4,7 @@ Shapes: M images of a split.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ class KnownSet:
         image_column: Column with the images.
         label_column: Column with the class numbers.
         first_label: Number of the first class.
+        name_column: Column with each image's class as a text, where the labels have no names.
         metric: What the paper reports: share of test images whose class is found.
     """
 
@@ -53,6 +55,7 @@ class KnownSet:
     image_column: str = "image"
     label_column: str = "label"
     first_label: int = 0
+    name_column: str | None = None
     metric: str = "accuracy"
 
 
@@ -66,7 +69,9 @@ KNOWN_SETS = {
     "food101": KnownSet("ethz/food101", 101, ("validation",)),
     "stanford-cars": KnownSet("tanganke/stanford_cars", 196, ("test",)),
     "oxford-pets": KnownSet("timm/oxford-iiit-pet", 37, ("test",)),
-    "caltech-256": KnownSet("ilee0022/Caltech-256", 257, ("validation",), first_label=1),
+    "caltech-256": KnownSet(
+        "ilee0022/Caltech-256", 257, ("validation",), first_label=1, name_column="text"
+    ),
 }
 
 
@@ -198,12 +203,16 @@ def load_classification_set(source: ClassificationSource) -> ClassificationSet:
     }
     classes = known.classes if known else len(names["train"]) or int(both["train"].labels.max()) + 1
     _check_classes(source.name, both["train"], both["test"], classes, names["train"])
+    class_names = names["train"]
+    if not class_names and defaults.name_column in splits[train_split].column_names:
+        texts = splits[train_split][defaults.name_column]
+        class_names = _names_of_images(both["train"].labels, texts, classes)
     return ClassificationSet(
         name,
         both["train"],
         both["test"],
         classes,
-        names["train"],
+        class_names,
         {
             "source": path,
             "train_split": train_split,
@@ -251,6 +260,17 @@ def _choose(what: str, given: str | None, usual: tuple[str, ...], there: Any, so
 def _class_names(data: datasets.Dataset, label: str) -> tuple[str, ...]:
     kind = data.features[label]
     return tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else ()
+
+
+def _names_of_images(
+    labels: NDArray[np.int64], texts: Sequence[str], classes: int
+) -> tuple[str, ...]:
+    """Name classes by the texts beside their images; none if they do not name every class."""
+    names = dict(zip(labels.tolist(), texts, strict=True))
+    agree = all(names[label] == text for label, text in zip(labels.tolist(), texts, strict=True))
+    if not agree or len(names) < classes:
+        return ()
+    return tuple(names[label] for label in range(classes))
 
 
 def _labelled(

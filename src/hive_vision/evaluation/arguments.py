@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+WHOLE_MODEL = ("zero_shot", "retrieval")  # what no encoder alone can do
+
 
 @dataclass(frozen=True)
 class FastProtocol:
@@ -132,6 +134,11 @@ class ProbeArguments:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
                 f"seeds is {list(self.seeds)}; give at least one, each once, e.g. seeds=0,1,2"
+            )
+        if self.probe == "attentive" and self.pooling != "mean":
+            raise ValueError(
+                f"pooling is {self.pooling} but probe=attentive attends to all tokens itself; "
+                "leave pooling out, or choose probe=linear"
             )
         for name in ("neighbours", "batch_size"):
             if getattr(self, name) < 1:

@@ -5,7 +5,6 @@ Shapes: M images, B of them at once, N tokens of one image, D encoder width, C c
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,11 @@ from hive_vision.data.classification import ClassificationSet, LabelledImages
 from hive_vision.evaluation.arguments import PaperProtocol
 from hive_vision.evaluation.features import FrozenEncoder, Reading
 from hive_vision.evaluation.probing import Outcome
+from hive_vision.folders import written_aside
 
 logger = logging.getLogger(__name__)
+
+FOUND = "correct.npy"
 
 
 class FrozenEncoderClassifier(nn.Module):
@@ -106,11 +108,12 @@ def probe_paper(
         make_head: Makes a head with fresh weights.
         settings: The protocol's numbers.
         seeds: S of them.
-        work: Folder for what an interrupted run goes on from; it is removed in the end.
+        work: Folder for what an interrupted run goes on from, and what each seed found.
         workers: Processes that decode and augment images; with one, this one does.
 
     Raises:
-        ValueError: If the encoder reads images of any size, or the warmup is all there is.
+        ValueError: If the encoder reads images of any size, the warmup is all there is, or an
+            image cannot be decoded.
     """
     if settings.epochs <= settings.warmup_epochs:
         raise ValueError(
@@ -129,25 +132,36 @@ def probe_paper(
     test = _Samples(data.test)
     correct = []
     for seed in seeds:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            head = make_head()
-        trainer = Trainer(
-            FrozenEncoderClassifier(encoder, reading, head),
-            training_arguments(settings, len(train), seed, work / f"seed-{seed}", workers),
-            train_dataset=train,
-            data_collator=prepare,
-            callbacks=[_Progress(f"{encoder.name} on {data.name}, seed {seed}")],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work / f"seed-{seed}"))
-        correct.append(trainer.predict(test).predictions.argmax(axis=1) == data.test.labels)
-    shutil.rmtree(work, ignore_errors=True)
+        folder = work / f"seed-{seed}"
+        if not (folder / FOUND).is_file():
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                head = make_head()
+            classifier = FrozenEncoderClassifier(encoder, reading, head)
+            on_cpu = encoder.device.type == "cpu"
+            trainer = Trainer(
+                classifier,
+                training_arguments(settings, len(train), seed, folder, workers, on_cpu),
+                train_dataset=train,
+                data_collator=prepare,
+                callbacks=[_Progress(f"{encoder.name} on {data.name}, seed {seed}")],
+            )
+            trainer.remove_callback(PrinterCallback)
+            try:
+                trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+                predictions = trainer.predict(test).predictions.argmax(axis=1)
+            except ValueError as error:
+                # A loader's process hands on a whole traceback, whose last line is the error's own.
+                line = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+                raise ValueError(line) from error
+            with written_aside(folder, replace=True) as aside:  # in place of the checkpoints
+                np.save(aside / FOUND, predictions == data.test.labels)
+        correct.append(np.load(folder / FOUND))
     return Outcome(np.stack(correct), tuple(seeds))
 
 
 def training_arguments(
-    settings: PaperProtocol, images: int, seed: int, folder: Path, workers: int
+    settings: PaperProtocol, images: int, seed: int, folder: Path, workers: int, on_cpu: bool
 ) -> TrainingArguments:
     """Translate Table 4 into transformers' arguments.
 
@@ -157,6 +171,7 @@ def training_arguments(
         seed: Of the data order.
         folder: For checkpoints, one after each epoch.
         workers: Processes that decode and augment images; with one, this one does.
+        on_cpu: Whether the encoder is there, whatever else the machine has.
     """
     micro = math.gcd(settings.batch_size, settings.micro_batch_size)
     epoch_steps = math.ceil(images / settings.batch_size)
@@ -164,7 +179,7 @@ def training_arguments(
         output_dir=str(folder),
         report_to="none",
         disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=on_cpu,
         seed=seed,
         data_seed=seed,
         num_train_epochs=settings.epochs,

@@ -14,7 +14,7 @@ from torch import nn
 from hive_vision.data.classification import ClassificationSet
 from hive_vision.data.parallel import processors
 from hive_vision.data.sources import hash_parts
-from hive_vision.evaluation.arguments import ProbeArguments
+from hive_vision.evaluation.arguments import WHOLE_MODEL, ProbeArguments
 from hive_vision.evaluation.features import FrozenEncoder, Reading, read_features
 from hive_vision.evaluation.paper_protocol import probe_paper
 from hive_vision.evaluation.probing import (
@@ -98,13 +98,18 @@ def probe_encoder(
     Raises:
         ValueError: If encoder, set and arguments do not fit together.
     """
+    if arguments.probe in WHOLE_MODEL:
+        raise ValueError(
+            f"probe is {arguments.probe}, which judges a whole CLIP or SigLIP; an encoder is "
+            "judged by probe=linear, attentive or knn"
+        )
     reading = _reading(encoder, arguments)
     encoder.check(reading)
     facts: dict[str, Any] = {
         "probe": arguments.probe,
         "layer": reading.layer,
         "depth": encoder.depth,
-        "pooling": arguments.pooling,
+        "pooling": "tokens" if arguments.probe == "attentive" else arguments.pooling,
         "keep_prefix": arguments.keep_prefix,
         "precision": encoder.precision,
         "data": data.settings,
@@ -191,6 +196,7 @@ def _paper(
     key = hash_parts(
         encoder.digest.encode(),
         data.train.fingerprint.encode(),
+        data.test.fingerprint.encode(),
         repr((reading, arguments.probe, arguments.pooling, settings)).encode(),
     )
     work = feature_cache(arguments).with_name("paper") / key[:32]

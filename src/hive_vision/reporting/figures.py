@@ -1,6 +1,7 @@
 """Figures, as PNG and SVG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from textwrap import fill
 
@@ -25,8 +26,9 @@ def layer_figure(accuracies: Mapping[str, Mapping[str, Sequence[Accuracy]]], tit
     figure = Figure(figsize=(1.2 + 4.3 * len(accuracies), 3.8), layout="constrained")
     panels = figure.subplots(1, len(accuracies), squeeze=False)[0]
     for axes, (name, methods) in zip(panels, accuracies.items(), strict=True):
-        for number, (method, layers) in enumerate(methods.items()):
-            _line(axes, method, number, range(1, len(layers) + 1), layers)
+        places = _places(methods)
+        for method, layers in methods.items():
+            _line(axes, method, places[method], range(1, len(layers) + 1), layers)
         axes.set_title(name)
         axes.set_xlabel("encoder layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -79,12 +81,17 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
+def _places(labels: Iterable[str]) -> dict[str, int]:
+    """Give each line a colour and marker: methods their own, others those after them."""
+    others = count(len(_METHODS))
+    return {label: _METHODS.index(label) if label in _METHODS else next(others) for label in labels}
+
+
 def _line(
-    axes: Axes, label: str, number: int, positions: Sequence[float], values: Sequence[Accuracy]
+    axes: Axes, label: str, place: int, positions: Sequence[float], values: Sequence[Accuracy]
 ) -> None:
     """Draw one line with its spread as a band."""
-    place = _METHODS.index(label) if label in _METHODS else number % len(_COLOURS)
-    colour, marker = _COLOURS[place], _MARKERS[place]
+    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
     mean = [100 * value.mean for value in values]
     spread = [100 * value.spread for value in values]
     axes.plot(positions, mean, color=colour, marker=marker, markersize=4, label=label)

@@ -18,17 +18,18 @@ import torch
 
 from hive_vision.data.classification import ClassificationSet
 from hive_vision.data.parallel import processors
-from hive_vision.evaluation.arguments import ProbeArguments
+from hive_vision.evaluation.arguments import WHOLE_MODEL, ProbeArguments
 from hive_vision.evaluation.features import FrozenEncoder
 from hive_vision.evaluation.probe import ProbeResult, probe_encoder
 from hive_vision.folders import read_json, write_json
 from hive_vision.reporting.probe_tables import results_json
 from hive_vision.studies.plan import make_plan
-from hive_vision.studies.probe import load_sets
-from hive_vision.training.arguments import Method
+from hive_vision.studies.probe import check_layers, load_sets, probe_layers
+from hive_vision.training.arguments import Method, PretrainArguments
 from hive_vision.training.foundations import ensure_miniature
 from hive_vision.training.pretrain import pretrain
 from hive_vision.training.recipes import load_recipe
+from hive_vision.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class CompareArguments:
         methods: Which methods.
         seeds: Runs of each method; base has nothing to train, its heads have the seeds.
         equal_flops: Methods that are also run with as many operations as hive has in each stage.
+        layer_data: Those of the sets on which every encoder layer is probed too.
         search: What is chosen for each method before.
         probe: How encoders are probed; its seeds are those of the runs.
         jobs: Runs at once; they share the processors.
@@ -72,6 +74,7 @@ class CompareArguments:
     methods: list[Method] = field(default_factory=lambda: ["base", "sa", "cascaded", "hive"])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     equal_flops: list[Method] = field(default_factory=list)
+    layer_data: list[str] = field(default_factory=list)
     search: SearchArguments | None = None
     probe: ProbeArguments = field(default_factory=ProbeArguments)
     jobs: int = 1
@@ -88,17 +91,26 @@ class _Run:
     overrides: tuple[str, ...]
 
 
-def compare_methods(
-    arguments: CompareArguments,
-) -> tuple[dict[str, dict[str, ProbeResult]], dict[str, dict[str, Any]]]:
-    """Run a comparison, or what is missing of it.
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
 
-    Returns:
-        Method -> set -> result, a row of each run; and what the search found for each method.
-        Both are written to ``output/results.json`` too.
+    Attributes:
+        results: Method -> set -> result, a row of each run.
+        layers: Set -> method -> result of each encoder layer, a row of each run.
+        search: What was tried for each method before, and chosen.
+    """
+
+    results: dict[str, dict[str, ProbeResult]]
+    layers: dict[str, dict[str, list[ProbeResult]]]
+    search: dict[str, dict[str, Any]]
+
+
+def compare_methods(arguments: CompareArguments) -> Comparison:
+    """Run a comparison, or what is missing of it; ``output/results.json`` has all of it.
 
     Raises:
-        ValueError: If recipe, sets and methods do not fit.
+        ValueError: If recipe, sets and methods do not fit, or the folder holds runs of others.
     """
     output = Path(arguments.output)
     _check(arguments)
@@ -110,14 +122,34 @@ def compare_methods(
     chosen = {method: found["chosen"] for method, found in search.items()}
     runs = _runs(arguments, chosen, output / "runs")
     _pretrain_all(arguments, runs)
-    results: dict[str, dict[str, ProbeResult]] = {run.label: {} for run in runs}
-    for data in sets:
-        for label, by_set in results.items():
-            parts = [_probe(arguments, run, data) for run in runs if run.label == label]
-            by_set[data.name] = _joined(label, parts)
-    content = {**results_json(results), "search": search, "settings": asdict(arguments)}
+    by_label: dict[str, list[_Run]] = {run.label: [] for run in runs}
+    for run in runs:
+        by_label[run.label].append(run)
+
+    def probed(data: ClassificationSet, own: list[_Run], every_layer: bool) -> list[ProbeResult]:
+        found = [_probe(arguments, run, data, every_layer) for run in own]
+        return [_joined(own, parts) for parts in zip(*found, strict=True)]
+
+    results = {
+        label: {data.name: probed(data, own, every_layer=False)[0] for data in sets}
+        for label, own in by_label.items()
+    }
+    layers = {
+        data.name: {label: probed(data, own, every_layer=True) for label, own in by_label.items()}
+        for name, data in zip(arguments.data, sets, strict=True)
+        if name in arguments.layer_data
+    }
+    content = {
+        **results_json(results),
+        "layers": {
+            name: {label: [result.to_json() for result in of] for label, of in by.items()}
+            for name, by in layers.items()
+        },
+        "search": search,
+        "settings": asdict(arguments),
+    }
     write_json(output / "results.json", content)
-    return results, search
+    return Comparison(results, layers, search)
 
 
 def _check(arguments: CompareArguments) -> None:
@@ -134,7 +166,23 @@ def _check(arguments: CompareArguments) -> None:
                 f"equal_flops has {method!r}; it takes sa and cascaded, where methods has them and "
                 "hive"
             )
+    if arguments.probe.probe in WHOLE_MODEL:
+        raise ValueError(
+            f"probe.probe is {arguments.probe.probe}, which judges a whole CLIP or SigLIP; use "
+            "linear, attentive or knn"
+        )
+    for name in arguments.layer_data:
+        if name not in arguments.data:
+            raise ValueError(f"layer_data has {name!r}, which is not in data: add it there too")
+    if arguments.layer_data:
+        check_layers(arguments.probe)
     if arguments.search is not None:
+        if arguments.probe.probe == "knn" or arguments.probe.protocol == "paper":
+            raise ValueError(
+                "a search needs a probe that holds training images out, to judge by them: "
+                f"protocol=fast with linear or attentive; got probe.probe={arguments.probe.probe} "
+                f"and probe.protocol={arguments.probe.protocol}"
+            )
         if arguments.search.seed in arguments.seeds:
             raise ValueError(
                 f"search.seed is {arguments.search.seed}, one of the seeds; give another"
@@ -178,7 +226,8 @@ def _search(
 
 def _held_out(arguments: CompareArguments, run: _Run, data: ClassificationSet) -> float:
     """Accuracy on the part of the training images that the head's numbers were chosen on."""
-    return float(np.mean([c["held_out_accuracy"] for c in _probe(arguments, run, data).chosen]))
+    (result,) = _probe(arguments, run, data)
+    return float(np.mean([chosen["held_out_accuracy"] for chosen in result.chosen]))
 
 
 def _runs(arguments: CompareArguments, chosen: dict[str, str], output: Path) -> list[_Run]:
@@ -221,8 +270,17 @@ def _with_flops_of_hive(
 
 
 def _pretrain_all(arguments: CompareArguments, runs: Iterable[_Run]) -> None:
-    """Run what is not finished."""
-    missing = [run for run in runs if not (run.folder / "results.json").is_file()]
+    """Run what is not finished.
+
+    Raises:
+        ValueError: If a folder holds a run of another recipe; before anything runs.
+    """
+    missing = []
+    for run in runs:
+        folder = RunFolder(_recipe(arguments.recipe, run))
+        folder.check()
+        if folder.results is None:
+            missing.append(run)
     work = partial(_pretrain, arguments.recipe)
     if arguments.jobs == 1:
         for run in missing:
@@ -235,33 +293,44 @@ def _pretrain_all(arguments: CompareArguments, runs: Iterable[_Run]) -> None:
             logger.info("%s is finished", run.folder)
 
 
+def _recipe(recipe: str, run: _Run) -> PretrainArguments:
+    own = (f"method={run.method}", f"seed={run.seed}", f"output={run.folder}")
+    return load_recipe(recipe, (*run.overrides, *own))
+
+
 def _pretrain(recipe: str, run: _Run) -> _Run:
     logger.info("%s, method %s, seed %d", run.label, run.method, run.seed)
-    own = (f"method={run.method}", f"seed={run.seed}", f"output={run.folder}")
-    pretrain(load_recipe(recipe, (*run.overrides, *own)))
+    pretrain(_recipe(recipe, run))
     return run
 
 
-def _probe(arguments: CompareArguments, run: _Run, data: ClassificationSet) -> ProbeResult:
-    """Probe a run's encoder with a head of the run's seed; kept beside it."""
+def _probe(
+    arguments: CompareArguments, run: _Run, data: ClassificationSet, every_layer: bool = False
+) -> list[ProbeResult]:
+    """Probe a run's encoder, or each of its layers, with heads of its seed; kept beside it."""
     settings = replace(arguments.probe, seeds=(run.seed,))
     request = {"probe": asdict(settings), "data": data.train.fingerprint + data.test.fingerprint}
     request = json.loads(json.dumps(request))  # as it is read back: no tuples
-    path = run.folder / f"probe-{data.name}.json"
+    path = run.folder / f"{'layers' if every_layer else 'probe'}-{data.name}.json"
     kept = read_json(path)
     if kept is not None and kept["request"] == request:
-        return ProbeResult.from_json(kept["result"])
-    result = probe_encoder(FrozenEncoder.load(run.folder / "encoder"), data, settings)
-    write_json(path, {"request": request, "result": result.to_json()})
-    return result
+        return [ProbeResult.from_json(result) for result in kept["results"]]
+    folder = run.folder / "encoder"
+    if every_layer:
+        results = probe_layers({run.label: str(folder)}, data, settings)[run.label]
+    else:
+        encoder = FrozenEncoder.load(folder, precision=settings.precision)
+        results = [probe_encoder(encoder, data, settings)]
+    write_json(path, {"request": request, "results": [result.to_json() for result in results]})
+    return results
 
 
-def _joined(label: str, parts: Sequence[ProbeResult]) -> ProbeResult:
+def _joined(runs: Sequence[_Run], parts: Sequence[ProbeResult]) -> ProbeResult:
     """Make one result of a method's runs, a row for each."""
     return replace(
         parts[0],
-        encoder=label,
+        encoder=runs[0].label,
         correct=np.concatenate([part.correct for part in parts]),
-        seeds=tuple(seed for part in parts for seed in part.seeds),
+        seeds=tuple(run.seed for run in runs),
         chosen=tuple(chosen for part in parts for chosen in part.chosen),
     )

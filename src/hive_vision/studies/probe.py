@@ -12,7 +12,7 @@ from hive_vision.data.classification import (
     load_classification_set,
 )
 from hive_vision.data.sources import Source, choose_split, open_source
-from hive_vision.evaluation.arguments import ProbeArguments
+from hive_vision.evaluation.arguments import WHOLE_MODEL, ProbeArguments
 from hive_vision.evaluation.features import FrozenEncoder, Reading, read_features
 from hive_vision.evaluation.probe import (
     ProbeResult,
@@ -53,11 +53,14 @@ def load_sets(names: Iterable[str], arguments: ProbeArguments) -> list[Classific
         )
         for name in names
     ]
-    found = [data.name for data in sets]
-    for name in found:
-        if found.count(name) > 1:
-            raise ValueError(f"two classification sets are called {name!r}; probe them apart")
+    _check_names([data.name for data in sets])
     return sets
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two data sets are called {name!r}; probe them apart")
 
 
 def compare_encoders(
@@ -102,13 +105,10 @@ def probe_layers(
         For each method a result for each of its layers, from the first on.
 
     Raises:
-        ValueError: If the pooling is that of the encoder's own head, which has one layer.
+        ValueError: If the pooling is that of the encoder's own head, which has one layer, or the
+            probe is of a whole model.
     """
-    if arguments.pooling == "head" or arguments.protocol == "paper":
-        raise ValueError(
-            "layers are probed with protocol=fast and pooling=mean or cls; got "
-            f"protocol={arguments.protocol} and pooling={arguments.pooling}"
-        )
+    check_layers(arguments)
     results = {}
     for method, source in encoders.items():
         encoder = FrozenEncoder.load(source, precision=arguments.precision)
@@ -133,6 +133,24 @@ def probe_layers(
     return results
 
 
+def check_layers(arguments: ProbeArguments) -> None:
+    """Refuse a probe that no inner layer can have.
+
+    Raises:
+        ValueError: Says what it can.
+    """
+    if (
+        arguments.pooling == "head"
+        or arguments.protocol == "paper"
+        or arguments.probe in WHOLE_MODEL
+    ):
+        raise ValueError(
+            "layers are probed with probe=linear, attentive or knn, protocol=fast and pooling=mean "
+            f"or cls; got probe={arguments.probe}, protocol={arguments.protocol} and "
+            f"pooling={arguments.pooling}"
+        )
+
+
 def probe_between(
     base: str,
     trained: str,
@@ -150,14 +168,26 @@ def probe_between(
         arguments: Which probe, and its numbers.
 
     Returns:
-        Set -> ``probe``, and ``zero_shot`` if the base is a whole model -> a result for each alpha.
+        Set -> kind of probe, and ``zero_shot`` if the base is a whole model and the set has class
+        names -> a result for each alpha.
+
+    Raises:
+        ValueError: If base and trained encoder do not fit, or the probe is of a whole model.
     """
+    if arguments.probe in WHOLE_MODEL:
+        raise ValueError(
+            f"probe is {arguments.probe}, but between encoders zero_shot is shown by itself beside "
+            "probe=linear, attentive or knn: choose one of these"
+        )
     sets = load_sets(names, arguments)
     start, end = load_vision_model(base), load_vision_model(trained)
     image_processor = load_image_processor(trained)
     whole = None
     if is_dual_encoder(base):
         whole = DualEncoder.load(base, precision=arguments.precision)
+    nameless = [data.name for data in sets if not data.class_names]
+    if whole is not None and nameless:
+        logger.warning("no zero-shot accuracy on %s: no class names", ", ".join(nameless))
     found: dict[str, dict[str, list[ProbeResult]]] = {data.name: {} for data in sets}
     for alpha in alphas:
         mixed = interpolate_encoders(start, end, alpha)
@@ -168,7 +198,7 @@ def probe_between(
             logger.info("probing alpha %g on %s", alpha, data.name)
             result = probe_encoder(encoder, data, arguments)
             found[data.name].setdefault(arguments.probe, []).append(result)
-            if whole is not None:
+            if whole is not None and data.class_names:
                 result = _zero_shot(whole, data, arguments)
                 found[data.name].setdefault("zero_shot", []).append(result)
     return found
@@ -208,6 +238,7 @@ def _compare_retrieval(
     encoders: Mapping[str, str], names: Sequence[str], arguments: ProbeArguments
 ) -> Results:
     """Recall at 1, 5 and 10 in both directions; a row for each."""
+    _check_names([Path(name).name for name in names])
     sources = {}
     for name in names:
         source = Source(

@@ -158,7 +158,7 @@ class Job:
         self.stages = {} if arguments.method == "base" else self._checked_stages()
         finished = [name for name in self.stages if run.stage_result(name) is not None]
         self._handed_on = run.stage(finished[-1]) / "model" if finished else None
-        self.model = self._load_model()
+        self.model = self._load_model(self._handed_on)
         self._is_fresh = True
         # Found by tracing the encoder, which takes a while: once for all stages.
         self.groups = parameter_groups(self.model) if self.stages else {}
@@ -201,12 +201,12 @@ class Job:
         if not self._is_fresh:
             del self.model
             gc.collect()
-            self.model = self._load_model()
+            self.model = self._load_model(self._handed_on)
         self._is_fresh = False
 
-    def _load_model(self) -> PreTrainedModel:
-        """Load the model that the last finished stage handed on, or join the backbones."""
-        arguments, folder = self.arguments, self._handed_on
+    def _load_model(self, folder: Path | None) -> PreTrainedModel:
+        """Load the model that a finished stage handed on, or join the backbones."""
+        arguments = self.arguments
         sa = arguments.method == "sa"
         model_class = SelfAttentionForConditionalGeneration if sa else HiveForConditionalGeneration
         if folder is not None:
@@ -314,19 +314,22 @@ class Job:
         return result
 
     def _look_at_encoder(self, name: str, after_stage: AfterStage) -> dict[str, Any]:
-        """Hand the encoder of a finished stage to whoever wants to see it; once for each stage."""
-        path = self.run.stage(name) / "probe.json"
+        """Hand the encoder of a finished stage to whoever wants to see it, once for its sets."""
+        path, sets = self.run.stage(name) / "probe.json", self.arguments.probe_after_stage
+        kept = on_main(lambda: read_json(path))
+        if kept is None or kept["sets"] != sets:
+            # Loading is agreed on by all processes, so it has no place inside on_main.
+            vision, _ = backbones_of(self._load_model(self.run.stage(name) / "model"))
 
-        def look() -> dict[str, Any]:
-            kept = read_json(path)
-            if kept is None:
-                vision, _ = backbones_of(self._load_model())
-                kept = after_stage(name, vision, self.processor.image_processor)
-                write_json(path, kept)
-            return kept
+            def look() -> dict[str, Any]:
+                found = after_stage(name, vision, self.processor.image_processor)
+                write_json(path, {"sets": sets, "found": found})
+                return {"found": found}
 
-        self.watchdog.progress(f"probing the encoder of {name}")
-        return on_main(look)
+            self.watchdog.pause(f"probing the encoder of {name}")
+            kept = on_main(look)
+        found: dict[str, Any] = kept["found"]
+        return found
 
     def _roll_back(self, name: str, folder: Path, step: int) -> None:
         checkpoint = on_main(lambda: last_checkpoint(folder))

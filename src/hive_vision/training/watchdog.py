@@ -79,6 +79,14 @@ class Watchdog:
         """
         self._doing, self._since = doing, time.monotonic()
 
+    def pause(self, doing: str) -> None:
+        """Note that something begins which may take as long as it takes, until more progress.
+
+        Args:
+            doing: What begins now.
+        """
+        self._doing, self._since = doing, math.inf
+
     def lost_process(self, patience: float = 0.0) -> str | None:
         """Name a process that died or failed.
 
