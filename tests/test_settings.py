@@ -56,6 +56,7 @@ class Whole:
         layer: A word or a number.
         rules: Numbers by name.
         verbose: Yes or no.
+        texts: Several texts.
     """
 
     title: str = "none"
@@ -66,6 +67,7 @@ class Whole:
     layer: Literal["last", "penultimate"] | int = "last"
     rules: dict[str, float] = field(default_factory=dict)
     verbose: bool = False
+    texts: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -125,6 +127,15 @@ class TestValues:
         assert found.part == Part(rates=(1.0, 2.0, 3.0), betas=(0.5, 0.6))
         assert found.seeds == ()
         assert [type(rate) for rate in found.part.rates] == [float] * 3
+
+    @pytest.mark.parametrize("given", ["1,2", "[1,2]", "[1, 2]"])
+    def test_lists_as_one_types_them(self, given: str) -> None:
+        assert read(f"seeds={given}", f"part.rates={given}").seeds == (1, 2)
+        assert read(f"part.rates={given}").part.rates == (1.0, 2.0)
+        assert read("seeds=7").seeds == (7,)
+        assert read("texts=a photo of a {}.,the {}").texts == ["a photo of a {}.", "the {}"]
+        assert read("title=a,b").title == "a,b"
+        assert read("items=a,b").items == "a,b"
 
     @pytest.mark.parametrize(("given", "expected"), [("3", 3), ("penultimate", "penultimate")])
     def test_a_word_or_a_number(self, given: str, expected: Any) -> None:
@@ -221,7 +232,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "override",
         [
-            "seeds=4",
+            "seeds=4,x",
             "seeds=[1.5]",
             "seeds=[a]",
             "layer=first",

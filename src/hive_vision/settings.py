@@ -1,6 +1,7 @@
 """Typed settings from a YAML file with ``key=value`` overrides on top: recipes, probes, studies."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -37,7 +38,7 @@ def read_settings(
         if not equals:
             raise ValueError(f"{override!r} is not an override; write key=value")
         check_keys(_nested(key, value), kind, what)
-        flags.append(f"--{key}={value}")
+        flags.append(f"--{key}={_listed(value) if _is_list(kind, key) else value}")
     parser = settings_parser(kind)
     parser.add_argument("--config", action="config")
     # jsonargparse prints usage and exits on an error unless told otherwise.
@@ -100,6 +101,24 @@ def _read_yaml(path: Path, what: str) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a {what}: it should be a mapping of keys to values")
     return content
+
+
+def _listed(value: str) -> str:
+    """Let ``1,2`` stand for ``[1, 2]``; each item is text or what YAML makes of it."""
+    if value.startswith("[") or value in ("null", ""):
+        return value
+    items = [yaml.safe_load(item) if item[:1] not in "{[" else item for item in value.split(",")]
+    return json.dumps(items)
+
+
+def _is_list(kind: type, key: str) -> bool:
+    """Whether a key takes a list and nothing else."""
+    first, _, rest = key.partition(".")
+    hint = get_type_hints(kind).get(first)
+    inner = _dataclass_of(hint)
+    if rest:
+        return inner is not None and _is_list(inner, rest)
+    return get_origin(hint) in (list, tuple)
 
 
 def _all_keys(kind: type, prefix: str = "") -> list[str]:

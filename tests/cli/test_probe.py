@@ -122,6 +122,11 @@ def test_interpolate_draws_a_figure(
         (["--compare", "data=cifar10"], "no encoder given"),
         (["x", "data=cifar10", "--frobnicate"], "unknown option '--frobnicate'"),
         (["x", "data=cifar10", "paper.epoch=1"], "did you mean 'paper.epochs'"),
+        (["x", "data=cifar10", "--probe", "knn"], "write probe=VALUE"),
+        (["x", "data=cifar10", "prob=knn"], "did you mean 'probe'"),
+        (["x", "data=cifar10", "alphas=0,1"], "alphas is for --interpolate"),
+        (["--layers", "x", "layer=2", "data=cifar10"], "layer is 2 but --layers probes all"),
+        (["x", "data=cifar10", f"output={__file__}"], "cannot be a folder (File exists)"),
         (["x", "data=cifar1"], "did you mean 'cifar10'"),
         (["x", "data=cifar10", "seeds=a"], "seeds"),
         (["--interpolate", "x", "data=cifar10"], "takes one ENCODER and base=FULL_MODEL"),
@@ -132,6 +137,16 @@ def test_one_line_for_what_is_wrong(
     capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     assert message in failure(capsys, "probe", *argv)
+
+
+def test_an_encoder_in_a_folder_with_any_name(
+    backbone_folders: dict[str, Path], options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lr=0.1"
+    folder.symlink_to(backbone_folders["siglip"])
+    main(["probe", str(folder), "probe=knn", *options])
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(content["results"]) == {"lr=0.1"}
 
 
 def test_a_folder_without_an_encoder(

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hive_vision.data import classification
 from hive_vision.data.classification import (
     KNOWN_SETS,
     ClassificationSet,
@@ -330,9 +331,19 @@ class TestOnesOwn:
             "test": table(features, label=[2, 2, 5, 0]),
         }
         data = load(write_parquet(tmp_path, splits))
-        assert (data.classes, data.class_names) == (6, ())
-        assert data.test.labels.tolist() == [2, 2, 5, 0]
+        assert (data.classes, data.class_names) == (3, ())
+        assert data.train.labels.tolist() == [0, 2, 1]
+        assert data.test.labels.tolist() == [1, 1, 2, 0]
         assert data.test.labels.dtype == np.int64
+
+    def test_numbers_that_are_ids(self, tmp_path: Path) -> None:
+        features = {"image": "image", "label": Value("int64")}
+        splits = {split: table(features, label=[10**12, 7]) for split in ("train", "test")}
+        data = load(write_parquet(tmp_path / "a", splits))
+        assert (data.classes, data.test.labels.tolist()) == (2, [1, 0])
+        splits["test"] = table(features, label=[8])
+        text = refusal(write_parquet(tmp_path / "b", splits))
+        assert "test images of class 8, which no training image has" in text
 
     def test_images_that_are_files_beside_the_table(self, tmp_path: Path) -> None:
         for split, values in (("train", (1, 2)), ("test", (2, 1))):
@@ -408,7 +419,7 @@ class TestRefusals:
             for split, order in (("train", ["cat", "dog"]), ("test", ["dog", "cat"]))
         }
         folder = write_saved(tmp_path, splits)
-        assert "the same classes in the same order" in refusal(folder)
+        assert "their order differs" in refusal(folder)
 
     def test_a_test_class_without_a_training_image(self, tmp_path: Path) -> None:
         write_classes(tmp_path, {"train": ("cat", "dog"), "test": ("dog", "horse")})
@@ -430,7 +441,10 @@ class TestRefusals:
 
     def test_a_folder_of_one_class(self, tmp_path: Path) -> None:
         write_classes(tmp_path, {"train": ("cat",), "test": ("cat",)})
-        assert "no column 'label'" in refusal(tmp_path)
+        assert (
+            "images without classes in its split 'train': put them in a folder for each"
+            in refusal(tmp_path)
+        )
 
     @pytest.mark.parametrize("empty", ["train", "test"])
     def test_empty(self, empty: str, tmp_path: Path) -> None:
@@ -562,6 +576,20 @@ class TestFingerprint:
             assert in_memory(longer, [0] * 6_000).fingerprint != plain
             labels = [int(other == row) for other in range(6_000)]
             assert in_memory(contents, labels).fingerprint != plain
+
+    def test_files_of_a_large_set_count_with_their_time_of_change(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those between the ones whose bytes are read may change too, to as many bytes."""
+        monkeypatch.setattr(classification, "HASHED_IMAGES", 2)
+        for row in range(4):
+            (tmp_path / "train" / "ab"[row % 2]).mkdir(parents=True, exist_ok=True)
+            grey(7).save(tmp_path / "train" / "ab"[row % 2] / f"{row}.bmp")
+        shutil.copytree(tmp_path / "train", tmp_path / "test")
+        before = load(tmp_path).train.fingerprint
+        assert load(tmp_path).train.fingerprint == before
+        grey(9).save(tmp_path / "train" / "b" / "1.bmp")
+        assert load(tmp_path).train.fingerprint != before
 
     def test_does_not_depend_on_the_place(
         self, tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,19 @@ def test_sixteen_bits_are_scaled(dtype: type) -> None:
     assert (decoded == (pixels // 256)[..., None]).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "highest"),
+    [(np.int32, 255), (np.int32, 65535), (np.float32, 1.0), (np.float32, 255.0)],
+)
+def test_other_numbers_are_scaled_by_their_range(dtype: type, highest: float) -> None:
+    """Scans and maps come as whole numbers or fractions; none of them is black."""
+    pixels = np.linspace(0, highest, 256).reshape(16, 16).astype(dtype)
+    content = encoded(Image.fromarray(pixels), "TIFF")
+    decoded = np.asarray(decode_image(StoredImage(path=None, bytes=content)))[..., 0]
+    np.testing.assert_allclose(decoded, np.arange(256).reshape(16, 16), atol=1)
+    assert decoded.max() == 255
+
+
 def test_photographs_stand_upright() -> None:
     image, exif = Image.new("RGB", (20, 10)), Image.Exif()
     exif[Image.ExifTags.Base.Orientation] = 6

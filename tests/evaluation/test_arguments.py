@@ -42,6 +42,17 @@ def test_values_that_do_not_fit_are_named(given: str) -> None:
         ("seeds=[]", "give at least one"),
         ("seeds=[1,1]", "each once"),
         ("neighbours=0", "neighbours is 0"),
+        ("seeds=-1", "give numbers from 0"),
+        ("num_workers=-3", "num_workers is -3"),
+        ("fast.batch_size=-1", r"fast\.batch_size is -1"),
+        ("fast.epochs=0", r"fast\.epochs is 0"),
+        ("fast.min_steps=-5", r"fast\.min_steps is -5"),
+        ("fast.max_iterations=0", r"fast\.max_iterations is 0"),
+        ("fast.inverse_penalties=0,1", r"fast\.inverse_penalties has 0"),
+        ("paper.batch_size=0", r"paper\.batch_size is 0"),
+        ("paper.micro_batch_size=0", r"paper\.micro_batch_size is 0"),
+        ("paper.flip=2", r"paper\.flip is 2"),
+        ("paper.epochs=0", r"paper\.epochs is 0"),
         ("fast.holdout=0", r"fast\.holdout is 0"),
         ("fast.inverse_penalties=[]", r"fast\.inverse_penalties is empty"),
     ],
@@ -55,3 +66,8 @@ def test_what_no_probe_can_have(given: str, message: str) -> None:
 def test_an_attentive_probe_pools_by_itself(pooling: str) -> None:
     with pytest.raises(ValueError, match=f"pooling is {pooling} but probe=attentive"):
         read_settings(ProbeArguments, ["probe=attentive", f"pooling={pooling}"], what="probe")
+
+
+def test_no_neighbour_is_trained() -> None:
+    with pytest.raises(ValueError, match="knn, which trains nothing, but protocol is"):
+        read_settings(ProbeArguments, ["probe=knn", "protocol=paper"], what="probe")

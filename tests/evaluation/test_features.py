@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, ViTForImageClassification
 
 from hive_vision.data.classification import LabelledImages
 from hive_vision.evaluation import features as module
@@ -390,6 +390,17 @@ class TestCache:
         for first, second in zip(again, undisturbed, strict=True):
             np.testing.assert_array_equal(first.values, second.values)
 
+    def test_other_data_need_not_wait(
+        self, clip: FrozenEncoder, images: LabelledImages, tmp_path: Path
+    ) -> None:
+        """Several sets are probed side by side."""
+        other = from_bytes([encoded(np.zeros((8, 8, 3), np.uint8))], [0], "other train")
+        names = set()
+        for data in (images, other):
+            read_features(clip, data, [Reading(8)], tmp_path)
+            names = {path.name for path in tmp_path.glob(".*.lock")}
+        assert len(names) == 2
+
     def test_another_process_that_has_just_ended(
         self,
         clip: FrozenEncoder,
@@ -455,11 +466,50 @@ class TestCache:
         with torch.no_grad():
             encoder.blocks[7].mlp.fc2.bias[3] = 1e5
         text = message(lambda: read_features(encoder, images, [Reading(8, "tokens")], tmp_path))
-        assert "not finite" in text
-        assert "float16" in text
+        assert "too large for float16" in text
         assert (entries(tmp_path), leftovers(tmp_path)) == ([], [])
         (mean,) = read_features(encoder, images, [Reading(8)], tmp_path)
         assert mean.values[:, 3] == pytest.approx(1e5, rel=1e-3)
+
+
+def test_weights_that_are_not_numbers(
+    backbone_folders: dict[str, Path], images: LabelledImages, tmp_path: Path
+) -> None:
+    encoder = FrozenEncoder.load(backbone_folders["clip"])
+    with torch.no_grad():
+        encoder.blocks[0].mlp.fc2.bias[3] = torch.nan
+    text = message(lambda: read_features(encoder, images, [Reading(8)], tmp_path))
+    assert "are not finite; check its weights" in text
+    assert "float16" not in text
+
+
+def test_registers_are_no_class_token(backbone_folders: dict[str, Path]) -> None:
+    encoder = FrozenEncoder.load(backbone_folders["dinov3"])
+    encoder.check(Reading(8, "cls"))
+    encoder.model.embeddings.cls_token = None
+    assert encoder.prefix_tokens == 5
+    assert "has no class token" in message(lambda: encoder.check(Reading(8, "cls")))
+
+
+def test_a_classifier_has_no_pooler(
+    backbone_folders: dict[str, Path], images: LabelledImages, tmp_path: Path
+) -> None:
+    """As google/vit-base-patch16-224 comes; probes read its tokens all the same."""
+    whole = AutoModel.from_pretrained(backbone_folders["vit"])
+    classifier = ViTForImageClassification(whole.config)
+    classifier.vit.load_state_dict(whole.state_dict(), strict=False)
+    classifier.save_pretrained(tmp_path / "vit")
+    AutoImageProcessor.from_pretrained(backbone_folders["vit"]).save_pretrained(tmp_path / "vit")
+    encoder = FrozenEncoder.load(tmp_path / "vit")
+    readings = [Reading(8), Reading(8, "cls")]
+    found = read_features(encoder, images, readings, tmp_path / "a")
+    plain = FrozenEncoder.load(backbone_folders["vit"])
+    for one, other in zip(
+        found, read_features(plain, images, readings, tmp_path / "b"), strict=True
+    ):
+        np.testing.assert_array_equal(one.values, other.values)
+    head = message(lambda: read_features(encoder, images, [Reading(8, "head")], tmp_path / "c"))
+    assert "has none; use pooling=mean" in head
 
 
 def never(*args: Any, **kwargs: Any) -> Any:

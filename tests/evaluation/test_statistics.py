@@ -43,7 +43,8 @@ class TestAccuracy:
         correct = drawn(seeds, images, 0.6, seed)
         found = accuracy(correct)
         assert found.mean == pytest.approx(sum(map(sum, correct.tolist())) / seeds / images)
-        assert found.image_error == pytest.approx(stats.sem(correct.mean(axis=0)))
+        if len(np.unique(correct.mean(axis=0))) > 1:
+            assert found.image_error == pytest.approx(stats.sem(correct.mean(axis=0)))
         assert (found.seeds, found.images) == (seeds, images)
         if seeds == 1:
             assert found.deviation is None
@@ -59,13 +60,46 @@ class TestAccuracy:
 
     def test_one_image(self) -> None:
         found = accuracy(np.array([[True], [False]]))
-        assert (found.mean, found.image_error) == (0.5, 0.0)
+        assert found.mean == 0.5
+        assert found.image_error == pytest.approx((0.5 * 0.5 / 3) ** 0.5)
+
+    @pytest.mark.parametrize("right", [True, False])
+    def test_all_alike_is_not_certain(self, right: bool) -> None:
+        """Of 18 images, as if 19 of 20 had been the same."""
+        found = accuracy(np.full((3, 18), right))
+        assert found.mean == right
+        assert found.image_error == pytest.approx((0.95 * 0.05 / 20) ** 0.5)
 
     def test_seeds_do_not_make_images(self) -> None:
         """Twenty equal heads say no more about images than one."""
         one = drawn(1, 200, 0.7, 0)
         many = accuracy(np.repeat(one, 20, axis=0))
         assert (many.image_error, many.deviation) == (accuracy(one).image_error, 0)
+
+
+class TestUnanimous:
+    """Where nothing varies, as few images must not look like certainty."""
+
+    @pytest.mark.parametrize(("images", "certain"), [(1, False), (2, False), (5, True), (50, True)])
+    def test_every_image_for_one(self, images: int, certain: bool) -> None:
+        right, wrong = np.ones((3, images), bool), np.zeros((3, images), bool)
+        found = paired_difference(right, wrong)
+        assert found.mean == found.high == 1
+        assert found.low < 1
+        assert found.is_certain == certain
+        other = paired_difference(wrong, right)
+        assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+
+    def test_no_image_for_either(self) -> None:
+        """Bonett and Price's interval for paired shares, written out."""
+        same = drawn(2, 98, 0.5, 0)[:1].repeat(2, axis=0)
+        found = paired_difference(same, same)
+        half = stats.norm.ppf(0.975) * (2 / 100 / 100) ** 0.5
+        assert (found.mean, found.low, found.high) == pytest.approx((0, -half, half))
+
+    def test_one_image_on_which_runs_differ(self) -> None:
+        found = paired_difference(np.array([[True], [True]]), np.array([[False], [True]]))
+        assert not found.is_certain
 
 
 class TestPairedDifference:
@@ -157,7 +191,8 @@ class TestPairedDifference:
     def test_identical_results(self, shape: tuple[int, int, int]) -> None:
         correct = drawn(*shape[:2], 0.6, shape[2])
         found = paired_difference(correct, correct)
-        assert found == Difference(0.0, 0.0, 0.0)
+        assert found.mean == 0
+        assert found.low == pytest.approx(-found.high)
         assert not found.is_certain
 
     def test_certain(self) -> None:

@@ -17,7 +17,7 @@ from hive_vision.studies.regression_guard import RegressionGuard
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import last_checkpoint
 from hive_vision.training.errors import InterruptedRunError
-from hive_vision.training.pretrain import Job, pretrain
+from hive_vision.training.pretrain import PretrainJob, pretrain
 from hive_vision.training.processes import gather_lists, leave_processes, on_main
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.run_folder import RunFolder
@@ -28,7 +28,9 @@ from hive_vision.training.watchdog import Watchdog
 def global_batches(arguments):
     """Sample ids of each optimiser step of stage 1, of all processes together."""
     watchdog = Watchdog(Path(arguments.output), 0, 1, stall_seconds=0)
-    job = Job(arguments, RunFolder(arguments), watchdog, InterruptCallback(grace_seconds=60))
+    job = PretrainJob(
+        arguments, RunFolder(arguments), watchdog, InterruptCallback(grace_seconds=60)
+    )
     trainer = job.trainer("stage1", arguments.stage1, [])
     own = [batch["sample_ids"] for batch in trainer.get_train_dataloader()]
     steps = trainer.args.gradient_accumulation_steps

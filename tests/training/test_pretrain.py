@@ -20,7 +20,7 @@ from hive_vision.training.arguments import FaultArguments
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.divergence import DivergenceGuard
 from hive_vision.training.errors import InterruptedRunError, TrainingError
-from hive_vision.training.pretrain import Job, pretrain
+from hive_vision.training.pretrain import PretrainJob, pretrain
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.watchdog import Watchdog
 from tests.conftest import VOCABULARY, make_tokenizer, text_config
@@ -218,7 +218,9 @@ def poison(monkeypatch):
 def sample_ids_of(arguments, step: int) -> list[int]:
     """The samples of a step, counted from 1, of the first stage."""
     watchdog = Watchdog(Path(arguments.output), 0, 1, stall_seconds=0)
-    job = Job(arguments, RunFolder(arguments), watchdog, InterruptCallback(grace_seconds=60))
+    job = PretrainJob(
+        arguments, RunFolder(arguments), watchdog, InterruptCallback(grace_seconds=60)
+    )
     loader = job.trainer("stage1", arguments.stage1, []).get_train_dataloader()
     return next(b["sample_ids"] for n, b in enumerate(loader, start=1) if n == step)
 
@@ -274,7 +276,7 @@ def test_padding_is_logged(recipe, tmp_path, lines_of):
     shares = [line["padding"] for line in lines_of(tmp_path / "run" / "metrics.jsonl")[:2]]
     assert all(0 <= share < 1 for share in shares)
     arguments = recipe(output=str(tmp_path / "other"))
-    job = Job(
+    job = PretrainJob(
         arguments,
         RunFolder(arguments),
         Watchdog(tmp_path, 0, 1, stall_seconds=0),

@@ -13,7 +13,7 @@ from hive_vision.training.arguments import FaultArguments
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import checkpoint_folder
 from hive_vision.training.errors import TrainingError
-from hive_vision.training.pretrain import Job
+from hive_vision.training.pretrain import PretrainJob
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.stages import apply_rules
 from hive_vision.training.trainer import learning_rate_factor
@@ -25,7 +25,7 @@ def make_trainer(arguments, number=3):
     """A trainer for one stage of a recipe, and the job around it."""
     run = RunFolder(arguments)
     watchdog = Watchdog(run.path, 0, 1, stall_seconds=0)
-    job = Job(arguments, run, watchdog, InterruptCallback(grace_seconds=60))
+    job = PretrainJob(arguments, run, watchdog, InterruptCallback(grace_seconds=60))
     run.create()
     run.stage("stage1").mkdir(exist_ok=True)
     settings = list(arguments.stages.values())[number - 1]
@@ -95,7 +95,9 @@ def test_accumulation_changes_nothing(recipe, tmp_path):
 def test_held_out_loss_is_the_mean_over_tokens(recipe):
     job, trainer = make_trainer(recipe(micro_batch_size=3))
     torch.nn.init.normal_(job.model.cross_attentions[0].o_proj.weight)
-    batch = job.collator(job.model)([job.held_out[i] for i in range(len(job.held_out))])
+    batch = job.collator(job.model)(
+        [job.data["stage1"].held_out[i] for i in range(len(job.data["stage1"].held_out))]
+    )
     inputs = {k: v for k, v in batch.items() if k not in ("sample_ids", "bad_samples")}
     job.model.eval()
     with torch.no_grad():
@@ -112,8 +114,8 @@ def test_two_samples_overfit_and_images_matter(recipe, method):
     """Same two captions each step: only the image says which one it is."""
     settings = stage(3, max_steps=150, batch_size=2, warmup=0.1, min_learning_rate=0.1)
     job, trainer = make_trainer(recipe(method=method, stage3=settings, log_every=20))
-    two = torch.utils.data.Subset(job.train_data, [0, 1])
-    two.lengths = job.train_data.lengths[:2]
+    two = torch.utils.data.Subset(job.data["stage1"].train, [0, 1])
+    two.lengths = job.data["stage1"].train.lengths[:2]
     two.parts = [OrderedPart(2)]
     trainer.train_dataset = trainer.eval_dataset = two
     trainer.train()

@@ -52,7 +52,11 @@ def run(arguments: list[str]) -> None:
         return
     mode, own, encoders, probe = parse(arguments)
     output = Path(own.get("output", "runs/probe"))
-    sets = own["data"].split(",")
+    sets = [name for name in own["data"].split(",") if name]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # now, not after the hours that it may take
+        raise ValueError(f"output {str(output)!r} cannot be a folder ({error.strerror})") from error
     if mode == "--interpolate":
         _interpolate(encoders, sets, probe, output, own.get("alphas", _ALPHAS))
     elif mode == "--layers":
@@ -72,6 +76,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, str], list[str], "Pr
         ValueError: If it is none.
     """
     from hive_vision.evaluation.arguments import ProbeArguments
+    from hive_vision.naming import unknown_name
     from hive_vision.settings import read_settings
 
     modes = [argument for argument in arguments if argument in _MODES]
@@ -80,9 +85,16 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, str], list[str], "Pr
     own, encoders, settings = _sort([word for word in arguments if word not in _MODES])
     if not own.get("data"):
         raise ValueError("probe: no classification set given; add data=cifar10, or data=FOLDER")
+    unknown = [encoder.partition("=")[0] for encoder in encoders if "=" in encoder]
+    if not modes and len(encoders) > 1 and unknown:
+        raise ValueError(unknown_name("key of probe", unknown[0], _keys()))
     if not modes and len(encoders) != 1:
         raise ValueError(f"probe: give one encoder, or --compare; got {len(encoders)}")
     probe = read_settings(ProbeArguments, settings, what="probe")
+    if "alphas" in own and modes != ["--interpolate"]:
+        raise ValueError("probe: alphas is for --interpolate; leave it out")
+    if modes == ["--layers"] and probe.layer != "last":
+        raise ValueError(f"probe: layer is {probe.layer} but --layers probes all; leave it out")
     return "".join(modes), own, encoders, probe
 
 
@@ -91,20 +103,19 @@ def _sort(rest: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
 
     What has no ``=``, or a name before it that is no setting, is an encoder.
     """
-    from dataclasses import fields
-
-    from hive_vision.evaluation.arguments import ProbeArguments
-
-    keys = {field.name for field in fields(ProbeArguments)}
+    keys = _keys()
     own: dict[str, str] = {}
     encoders, settings = [], []
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
-        if equals and key in ("data", "output", "alphas"):
+        if Path(argument).exists():
+            encoders.append(argument)
+        elif equals and key in ("data", "output", "alphas"):
             own[key] = value
         elif equals and key.partition(".")[0] in keys:
-            listed = key == "seeds" and not value.startswith("[")
-            settings.append(f"{key}=[{value}]" if listed else f"{key}={value}")
+            settings.append(f"{key}={value}")
+        elif argument.startswith("--") and key in keys:
+            raise ValueError(f"probe: write {key}=VALUE")
         elif argument.startswith("-"):
             raise ValueError(f"probe: unknown option {argument!r}; see hive-vision probe --help")
         else:
@@ -112,12 +123,21 @@ def _sort(rest: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
     return own, encoders, settings
 
 
+def _keys() -> list[str]:
+    from dataclasses import fields
+
+    from hive_vision.evaluation.arguments import ProbeArguments
+
+    return [field.name for field in fields(ProbeArguments)]
+
+
 def _named(encoders: Sequence[str]) -> dict[str, str]:
     """Read ``NAME=ENCODER``; an encoder without a name is called as its folder."""
     named: dict[str, str] = {}
     for encoder in encoders:
         name, equals, source = encoder.partition("=")
-        name, source = (name, source) if equals else (_short_name(encoder), encoder)
+        if not equals or Path(encoder).exists():
+            name, source = _short_name(encoder), encoder
         if not source:
             raise ValueError(f"probe: {encoder!r} names no encoder; write NAME=FOLDER")
         if name in named:

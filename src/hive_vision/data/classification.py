@@ -4,8 +4,9 @@ Shapes: M images of a split.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,17 +109,28 @@ class LabelledImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names, stored sizes, labels, and the bytes of up to 4,096 images among them.
+        """Hash of names, sizes, labels, and the bytes of up to 4,096 images among them.
 
-        Of a larger set the bytes of the others do not count, so that asking is quick; it does not
-        depend on where the set lies.
+        Of a larger set the bytes of the others do not count, so that asking is quick: there, files
+        count with their size and time of change, embedded images with their size.
         """
         chosen = np.unique(np.linspace(0, len(self) - 1, HASHED_IMAGES).astype(int))
         facts = [hash_column(column) for column in self.images.facts()]
+        if len(self) > HASHED_IMAGES:
+            facts.append(repr(list(_file_states(self.images))).encode())
         content = (
             hashlib.sha256(read_bytes(self.images.read(row))).digest() for row in chosen.tolist()
         )
         return hash_parts(*facts, self.labels.tobytes(), *content)
+
+
+def _file_states(images: ColumnImages) -> Iterator[tuple[int, int]]:
+    """Size and time of change of every image that is a file of its own."""
+    for row in range(len(images)):
+        stored = images.read(row)
+        if stored["bytes"] is None and stored["path"] is not None and Path(stored["path"]).exists():
+            state = os.stat(stored["path"])
+            yield state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,14 @@ def load_classification_set(source: ClassificationSource) -> ClassificationSet:
             test classes without a training image.
     """
     name, known, path = _find(source.name)
-    splits = load_splits(path)
+    try:
+        splits = load_splits(path)
+    except ValueError as error:
+        reason = str(error.__cause__ or "it does not exist").strip().partition("\n")[0]
+        raise ValueError(
+            f"no classification set at {path!r}: give a folder with a folder for each class below "
+            f"train and test, parquet files, a saved dataset, or a hub id ({reason})"
+        ) from error
     defaults = known or KnownSet(path, 0, TEST_SPLITS)
     train_split = _choose("split", source.train_split, ("train",), splits, source.name)
     test_split = _choose("split", source.test_split, defaults.test_splits, splits, source.name)
@@ -182,6 +201,11 @@ def load_classification_set(source: ClassificationSource) -> ClassificationSet:
         there = data.column_names
         own = (defaults.image_column, *IMAGE_COLUMNS)
         image = _choose("column", source.image_column, own, there, source.name)
+        if there == [image]:
+            raise ValueError(
+                f"{source.name!r} has images without classes in its split {split!r}: put them in a "
+                "folder for each class, of which there must be at least 2"
+            )
         own = (defaults.label_column, *LABEL_COLUMNS)
         label = _choose("column", source.label_column, own, there, source.name)
         kind = data.data.schema.field(image).type
@@ -193,14 +217,18 @@ def load_classification_set(source: ClassificationSource) -> ClassificationSet:
         parts[role] = (data.cast_column(image, datasets.Image(decode=False)), image, label)
     names = {role: _class_names(data, label) for role, (data, _, label) in parts.items()}
     if names["train"] != names["test"]:
+        differing = set(names["train"]) ^ set(names["test"])
+        what = f"{sorted(differing)[0]!r} is in one only" if differing else "their order differs"
         raise ValueError(
             f"{source.name!r} has {len(names['train'])} classes in its split {train_split!r} and "
-            f"{len(names['test'])} in {test_split!r}; both need the same classes in the same order"
+            f"{len(names['test'])} in {test_split!r}, and {what}; both need the same in one order"
         )
     both = {
         role: _labelled(f"{name} {split}", path, *parts[role], defaults.first_label)
         for role, split in (("train", train_split), ("test", test_split))
     }
+    if known is None and not names["train"]:
+        both = _numbered(source.name, both["train"], both["test"])
     classes = known.classes if known else len(names["train"]) or int(both["train"].labels.max()) + 1
     _check_classes(source.name, both["train"], both["test"], classes, names["train"])
     class_names = names["train"]
@@ -262,6 +290,24 @@ def _class_names(data: datasets.Dataset, label: str) -> tuple[str, ...]:
     return tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else ()
 
 
+def _numbered(name: str, train: LabelledImages, test: LabelledImages) -> dict[str, LabelledImages]:
+    """Number the classes of labels without names from 0 on, as they occur among training images.
+
+    Raises:
+        ValueError: If a test class does not.
+    """
+    values = np.unique(train.labels)
+    unseen = np.setdiff1d(test.labels, values)
+    if len(unseen):
+        raise ValueError(
+            f"{name!r} has test images of class {int(unseen[0])}, which no training image has"
+        )
+    return {
+        role: replace(images, labels=np.searchsorted(values, images.labels))
+        for role, images in (("train", train), ("test", test))
+    }
+
+
 def _names_of_images(
     labels: NDArray[np.int64], texts: Sequence[str], classes: int
 ) -> tuple[str, ...]:
@@ -280,7 +326,7 @@ def _labelled(
     if not pa.types.is_integer(stored.type):
         raise ValueError(
             f"{name}: column {label!r} holds {stored.type}, not class numbers; choose another "
-            "with label_column="
+            "with label_column=, or number the classes (datasets: class_encode_column)"
         )
     if not len(stored):
         raise ValueError(f"{name} is empty")
@@ -289,7 +335,7 @@ def _labelled(
         found = "null" if stored.null_count else labels.min() + first_label
         raise ValueError(
             f"{name} has images without a label (label {found}); choose a labelled split with "
-            "test_split="
+            "train_split= and test_split="
         )
     return LabelledImages(name, ColumnImages(data, image, root), labels)
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import datasets
 import numpy as np
@@ -44,9 +44,17 @@ def decode_image(stored: StoredImage) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, of which Pillow would make white
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":  # of which Pillow would make white or black
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Bring grey values of more than 8 bits to 8, by the range that they must be of."""
+    highest = 1.0 if values.dtype.kind == "f" and values.max() <= 1 else 255.0
+    if values.dtype == np.uint16 or values.max() > highest:  # 12 bits look like dark 16 bits
+        highest = 65535.0 if values.max() <= 65535 else float(np.iinfo(np.int32).max)
+    return (values * (256 / (highest + 1 if highest > 1 else 1))).clip(0, 255).astype(np.uint8)
 
 
 def read_bytes(stored: StoredImage) -> bytes:

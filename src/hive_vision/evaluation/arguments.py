@@ -1,7 +1,7 @@
 """What a probe can be told."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 WHOLE_MODEL = ("zero_shot", "retrieval")  # what no encoder alone can do
 
@@ -40,8 +40,13 @@ class FastProtocol:
         for name in ("inverse_penalties", "learning_rates", "weight_decays"):
             if not getattr(self, name):
                 raise ValueError(f"fast.{name} is empty; give at least one number")
+            if min(getattr(self, name)) <= 0 and name != "weight_decays":
+                raise ValueError(
+                    f"fast.{name} has {min(getattr(self, name))}; give numbers above 0"
+                )
         if not 0 < self.holdout < 1:
             raise ValueError(f"fast.holdout is {self.holdout}; it is a share between 0 and 1")
+        _at_least_one(self, "fast", "max_iterations", "epochs", "min_steps", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,22 @@ class PaperProtocol:
     crop_ratio: tuple[float, float] = (0.75, 1.33)
     flip: float = 0.5
     jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be trained with."""
+        _at_least_one(self, "paper", "batch_size", "micro_batch_size")
+        for name in ("learning_rate", "epochs", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"paper.{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"paper.flip is {self.flip}; it is a probability, from 0 to 1")
+
+
+def _at_least_one(settings: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            value = getattr(settings, name)
+            raise ValueError(f"{prefix}.{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -134,6 +155,14 @@ class ProbeArguments:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
                 f"seeds is {list(self.seeds)}; give at least one, each once, e.g. seeds=0,1,2"
+            )
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds is {list(self.seeds)}; give numbers from 0")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; it must be 0 or more")
+        if self.probe == "knn" and self.protocol == "paper":
+            raise ValueError(
+                "probe is knn, which trains nothing, but protocol is paper; leave one out"
             )
         if self.probe == "attentive" and self.pooling != "mean":
             raise ValueError(

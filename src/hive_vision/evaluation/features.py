@@ -22,6 +22,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from hive_vision.data.classification import LabelledImages
 from hive_vision.data.parallel import row_ranges, work_through
+from hive_vision.data.sources import hash_parts
 from hive_vision.folders import acquire, write_json, written_aside
 from hive_vision.models.backbones import (
     Source,
@@ -35,6 +36,7 @@ from hive_vision.models.probes import masked_mean
 from hive_vision.models.processing import load_image_processor
 
 Pooling = Literal["mean", "cls", "head", "tokens"]
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")  # what models call its weight
 _FORMAT = 1  # change it with what is stored: old features are cached on users' disks
 
 
@@ -101,7 +103,8 @@ class FrozenEncoder:
         Raises:
             ValueError: If it cannot be loaded, or has no image processor.
         """
-        return cls(str(source), load_vision_model(source), load_image_processor(source), **options)
+        model = load_vision_model(source, needs_pooler=False)
+        return cls(str(source), model, load_image_processor(source), **options)
 
     @cached_property
     def digest(self) -> str:
@@ -139,7 +142,9 @@ class FrozenEncoder:
             ValueError: If it has no prefix token or no pooling head, or not at that layer.
         """
         self.layer(reading.layer)
-        if reading.pooling == "cls" and not self.prefix_tokens:
+        # Prefix tokens alone may be registers.
+        has_cls = any(name.rpartition(".")[2] in CLASS_TOKENS for name in self.model.state_dict())
+        if reading.pooling == "cls" and not (self.prefix_tokens and has_cls):
             raise ValueError(
                 f"pooling is cls but {self.name!r} has no class token; use pooling=mean"
             )
@@ -161,7 +166,8 @@ class FrozenEncoder:
             For each reading (B, D), or (B, N, D) of all tokens; float32.
 
         Raises:
-            ValueError: If the encoder has no pooling head but is asked for it.
+            ValueError: If the encoder has no pooling head but is asked for it, or what it gives is
+                not finite.
         """
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         layers = [reading.layer for reading in readings]
@@ -171,7 +177,13 @@ class FrozenEncoder:
         ):
             output = self.model(**inputs)
         mask = self.mask(inputs)
-        return [self._pool(reading, outputs, output, mask) for reading in readings]
+        values = [self._pool(reading, outputs, output, mask) for reading in readings]
+        if not all(torch.isfinite(value).all() for value in values):
+            raise ValueError(
+                f"features of {self.name!r} are not finite; check its weights"
+                + (", or use precision=float32" if self.precision == "bfloat16" else "")
+            )
+        return values
 
     def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Say which tokens are none of padding, (B, N); ``None`` if there is no padding."""
@@ -249,8 +261,10 @@ def read_features(
     if not all(folder.is_dir() for folder in folders.values()):
         cache.mkdir(parents=True, exist_ok=True)
         with acquire(
-            cache / f".{encoder.digest[:16]}.lock",
-            f"another process computes features of {encoder.name!r} right now; wait for it",
+            cache
+            / f".{hash_parts(encoder.digest.encode(), images.fingerprint.encode())[:16]}.lock",
+            f"another process computes features of {encoder.name!r} on {images.name} right now; "
+            "wait for it",
         ):
             # Looked at here: that other process may just have ended.
             missing = {
@@ -343,8 +357,8 @@ class _Writer:
         ).cpu()
         if not np.isfinite(self.values[rows.start : rows.stop]).all():
             raise ValueError(
-                f"features of images {rows.start} to {rows.stop - 1} are not finite (tokens are "
-                "kept in float16); use protocol=paper, or check the encoder's weights"
+                f"features of images {rows.start} to {rows.stop - 1} are too large for float16, in "
+                "which tokens are kept; use protocol=paper, which keeps none"
             )
         if mask is not None and values.dim() == 3:
             if self.mask is None:

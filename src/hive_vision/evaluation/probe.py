@@ -24,6 +24,7 @@ from hive_vision.evaluation.probing import (
     probe_neighbours,
 )
 from hive_vision.evaluation.statistics import Accuracy, accuracy
+from hive_vision.folders import acquire
 from hive_vision.models.probes import AttentiveProbe, LinearProbe
 
 DEFAULT_CACHE = "~/.cache/hive-vision/features"
@@ -199,8 +200,20 @@ def _paper(
         data.test.fingerprint.encode(),
         repr((reading, arguments.probe, arguments.pooling, settings)).encode(),
     )
-    work = feature_cache(arguments).with_name("paper") / key[:32]
-    workers = worker_count(arguments)
-    return probe_paper(
-        encoder, reading, data, make, arguments.paper, arguments.seeds, work, workers
-    )
+    cache, workers = feature_cache(arguments) / "paper", worker_count(arguments)
+    cache.mkdir(parents=True, exist_ok=True)
+    with acquire(
+        cache / f".{key[:16]}.lock",
+        f"another process trains the same heads on {encoder.name!r} and {data.name!r} right now; "
+        "wait for it",
+    ):
+        return probe_paper(
+            encoder,
+            reading,
+            data,
+            make,
+            arguments.paper,
+            arguments.seeds,
+            cache / key[:32],
+            workers,
+        )

@@ -20,7 +20,8 @@ class Accuracy:
     Attributes:
         mean: Over seeds and images, 0 to 1.
         deviation: Standard deviation over seeds; ``None`` where there is one, or none.
-        image_error: Standard error of the mean from the choice of test images.
+        image_error: Standard error of the mean from the choice of test images; where all are right,
+            or all wrong, as if one more had been right and one wrong.
         seeds: How many.
         images: How many.
     """
@@ -68,7 +69,7 @@ def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
     return Accuracy(
         mean=float(correct.mean()),
         deviation=float(by_seed.std(ddof=1)) if seeds > 1 else None,
-        image_error=_variance_of_mean(correct.mean(axis=0)) ** 0.5,
+        image_error=_image_error(correct.mean(axis=0)),
         seeds=seeds,
         images=images,
     )
@@ -82,6 +83,8 @@ def paired_difference(
     Both are samples, of the runs and of the images that one could have had. The variance of the
     mean difference is the sum of what comes from either (crossed random effects; the interaction
     is counted twice, which widens the interval a little), with Satterthwaite's degrees of freedom.
+    Where all images and runs agree there is no variance to see: the interval is then Bonett and
+    Price's (2012), as if one more image had spoken for each method.
 
     Args:
         first: (S, M) which images the first method classified correctly; one seed stands for a
@@ -103,8 +106,8 @@ def paired_difference(
     if seeds > 1:
         parts.append((_variance_of_mean(difference.mean(axis=1)), seeds - 1))
     mean, variance = float(difference.mean()), sum(part for part, _ in parts)
-    if variance == 0:
-        return Difference(mean, mean, mean)
+    if variance == 0 or images == 1:
+        return _unanimous(difference.mean(axis=0), confidence)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees)
     half = float(stats.t.ppf((1 + confidence) / 2, freedom) * variance**0.5)
     return Difference(mean, mean - half, mean + half)
@@ -126,6 +129,27 @@ def all_differences(
         (later, earlier): paired_difference(results[later], results[earlier])
         for earlier, later in combinations(results, 2)
     }
+
+
+def _unanimous(by_image: NDArray[np.floating], confidence: float) -> Difference:
+    """Give an interval where nothing varies: with one more image for each method."""
+    count = len(by_image) + 2
+    gains = float(by_image.clip(min=0).sum() + 1) / count
+    losses = float(-by_image.clip(max=0).sum() + 1) / count
+    centre = gains - losses
+    error = ((gains + losses - centre**2) / count) ** 0.5
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    mean = float(by_image.mean())
+    return Difference(mean, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def _image_error(by_image: NDArray[np.floating]) -> float:
+    variance = _variance_of_mean(by_image)
+    if variance == 0:
+        count = len(by_image) + 2
+        share = (float(by_image.sum()) + 1) / count
+        variance = share * (1 - share) / count
+    return float(variance**0.5)
 
 
 def _variance_of_mean(values: NDArray[np.floating]) -> float:

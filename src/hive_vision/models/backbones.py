@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -70,14 +71,19 @@ def load_config(source: Source, role: str) -> PreTrainedConfig:
     return _with_sizes(config) if isinstance(config, TimmWrapperConfig) else config
 
 
-def load_vision_model(source: Source) -> PreTrainedModel:
+def load_vision_model(source: Source, *, needs_pooler: bool = True) -> PreTrainedModel:
     """Load (or, from a configuration, make at random) the plain vision encoder in float32.
+
+    Args:
+        source: Hub id, local folder or configuration.
+        needs_pooler: Whether a checkpoint without pooler weights (as classifiers come) is refused;
+            else the encoder is loaded without a pooler.
 
     Raises:
         ValueError: If weights that the encoder needs are missing from the checkpoint, or if it
             is not one stack of equal token grids.
     """
-    model = _load(AutoModel, source, "vision")
+    model = _load(AutoModel, source, "vision", needs_pooler)
     image_token_counts(model.config)
     return model
 
@@ -91,7 +97,7 @@ def load_language_model(source: Source) -> PreTrainedModel:
     return _load(AutoModelForCausalLM, source, "language")
 
 
-def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
+def _load(auto_class: Any, source: Source, role: str, needs_pooler: bool = True) -> PreTrainedModel:
     config = load_config(source, role)
     report: dict[str, Any] = {}
     try:
@@ -103,6 +109,11 @@ def _load(auto_class: Any, source: Source, role: str) -> PreTrainedModel:
             if report["missing_keys"] and inside:  # a dual encoder that transformers takes whole
                 mapping = {r"^vision_model\.": ""}
                 model, report = _read(auto_class, source, config, key_mapping=mapping)
+            optional = "add_pooling_layer" in signature(type(model).__init__).parameters
+            missing = report["missing_keys"]
+            only_pooler = all(key.startswith("pooler.") for key in missing)
+            if missing and only_pooler and optional and not needs_pooler:
+                model, report = _read(auto_class, source, config, add_pooling_layer=False)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{role} backbone {_name(source)} cannot be loaded: {reason}") from error

@@ -214,20 +214,14 @@ class FaultArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
 
-@dataclass
-class PretrainArguments:
-    """A pre-training recipe.
+@dataclass(kw_only=True)
+class RunArguments:
+    """What every run can be told, whatever it trains.
 
     Args:
         output: Run folder.
-        model: The backbones.
-        data: The captioned images.
-        method: hive, cascaded, sa, or base (nothing is trained).
         seed: Of the data order and of everything that starts at random.
-        stage1: Projector.
-        stage2: Projector and language model.
-        stage3: Everything.
-        micro_batch_size: At most this many captions at once on one device; the rest is
+        micro_batch_size: At most this many samples at once on one device; the rest is
             accumulated.
         precision: auto takes bfloat16 where a GPU has it and float32 elsewhere.
         sharding: With several processes, none keeps the whole model on each (DDP), fsdp2 a part.
@@ -236,20 +230,11 @@ class PretrainArguments:
         evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
         save_every: Steps between checkpoints; 0 for the end of a stage only.
         faults: Divergence, stalls, and being asked to stop.
-        probe_after_stage: Classification sets (as hive-vision probe takes them) on which the
-            encoder is compared with the one it started from after each stage that trains it; a
-            warning says if it got worse.
         miniature: Data and models that are drawn and trained first, if their folder is not there.
     """
 
     output: str
-    model: ModelArguments
-    data: DataArguments
-    method: Method = "hive"
     seed: int = 0
-    stage1: StageArguments = field(default_factory=StageArguments)
-    stage2: StageArguments = field(default_factory=StageArguments)
-    stage3: StageArguments = field(default_factory=StageArguments)
     micro_batch_size: int = 64
     precision: Precision = "auto"
     sharding: Literal["none", "fsdp2"] = "none"
@@ -258,7 +243,6 @@ class PretrainArguments:
     evaluate_every: int = 0
     save_every: int = 0
     faults: FaultArguments = field(default_factory=FaultArguments)
-    probe_after_stage: list[str] = field(default_factory=list)
     miniature: MiniatureSettings | None = None
 
     def __post_init__(self) -> None:
@@ -274,6 +258,36 @@ class PretrainArguments:
                 f"faults.on_divergence is {self.faults.on_divergence!r} but precision is float16, "
                 "whose loss scaler leaves such steps out by itself; use stop, or bfloat16"
             )
+
+    @property
+    def stages(self) -> dict[str, StageArguments]:
+        """The stages in their order."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class PretrainArguments(RunArguments):
+    """A pre-training recipe.
+
+    Args:
+        model: The backbones.
+        data: The captioned images.
+        method: hive, cascaded, sa, or base (nothing is trained).
+        stage1: Projector.
+        stage2: Projector and language model.
+        stage3: Everything.
+        probe_after_stage: Classification sets (as hive-vision probe takes them) on which the
+            encoder is compared with the one it started from after each stage that trains it; a
+            warning says if it got worse.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    method: Method = "hive"
+    stage1: StageArguments = field(default_factory=StageArguments)
+    stage2: StageArguments = field(default_factory=StageArguments)
+    stage3: StageArguments = field(default_factory=StageArguments)
+    probe_after_stage: list[str] = field(default_factory=list)
 
     @property
     def stages(self) -> dict[str, StageArguments]:

@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from hive_vision.training.arguments import PretrainArguments, StageArguments
+from hive_vision.training.arguments import RunArguments, StageArguments
 from hive_vision.training.checkpoints import KEPT
 from hive_vision.training.processes import LONGEST_WAIT
 
@@ -39,11 +39,12 @@ def split_batch(batch_size: int, micro_batch_size: int, world_size: int) -> tupl
 
 
 def training_arguments(
-    arguments: PretrainArguments,
+    arguments: RunArguments,
     stage: StageArguments,
     folder: Path,
     steps: int,
     sharded_classes: list[str],
+    num_workers: int,
 ) -> TrainingArguments:
     """Translate a stage of a recipe into transformers' arguments.
 
@@ -53,6 +54,7 @@ def training_arguments(
         folder: The stage's folder.
         steps: Its optimiser steps.
         sharded_classes: Modules that are gathered as a whole when the model is sharded.
+        num_workers: Processes that read images beside the trainer.
     """
     micro, accumulation = split_batch(
         stage.batch_size, arguments.micro_batch_size, PartialState().num_processes
@@ -79,7 +81,7 @@ def training_arguments(
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=accumulation,
-        dataloader_num_workers=arguments.data.num_workers,
+        dataloader_num_workers=num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         bf16=precision == "bfloat16",
@@ -103,7 +105,7 @@ def training_arguments(
     )
 
 
-def is_sharded(arguments: PretrainArguments) -> bool:
+def is_sharded(arguments: RunArguments) -> bool:
     """Whether each process holds a part of the model; one alone holds all, with any recipe."""
     return arguments.sharding == "fsdp2" and PartialState().num_processes > 1
 

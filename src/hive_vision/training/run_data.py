@@ -35,6 +35,8 @@ class RunData:
             images without opening them (docs/reliability.md).
         samples: Samples in an epoch: pairs to learn from, with the weights of a mixture.
         excluded: Pairs to learn from that are left out, being in quarantine.
+        num_workers: Processes that read images beside the trainer.
+        unit: What the samples are.
     """
 
     train: CaptionDataset
@@ -42,6 +44,17 @@ class RunData:
     fingerprint: str
     samples: int
     excluded: int
+    num_workers: int
+    unit: str = "captions"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What manifests say of it."""
+        return {
+            "fingerprint": self.fingerprint,
+            self.unit: len(self.train),
+            "excluded": self.excluded,
+        }
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
     fingerprint = combine_fingerprints(
         *(source.fingerprint for source in sources), *map(str, parts.weights)
     )
-    return RunData(train, held_out, fingerprint, train.epoch_size, excluded)
+    return RunData(train, held_out, fingerprint, train.epoch_size, excluded, data.num_workers)
 
 
 def _select(source: CaptionSource, usable: NDArray[np.bool_]) -> CaptionSource:

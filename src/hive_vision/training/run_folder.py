@@ -20,9 +20,9 @@ import torch
 import yaml
 
 from hive_vision.folders import acquire, flatten, read_json, write_json, write_text
-from hive_vision.training.arguments import PretrainArguments
+from hive_vision.settings import read_settings
+from hive_vision.training.arguments import RunArguments
 from hive_vision.training.processes import on_main
-from hive_vision.training.recipes import load_recipe
 from hive_vision.training.watchdog import SIGNS
 
 PACKAGES = ("hive-vision", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -39,8 +39,9 @@ class RunFolder:
         arguments: The recipe; its ``output`` is the folder.
     """
 
-    def __init__(self, arguments: PretrainArguments) -> None:
+    def __init__(self, arguments: RunArguments) -> None:
         self.path = Path(arguments.output)
+        self._kind = type(arguments)
         self.recipe = _plain(asdict(arguments))
         self._lock: IO[str] | None = None
 
@@ -61,7 +62,9 @@ class RunFolder:
                 f"output {str(self.path)!r} is not empty and not a run; give another folder"
             )
         # Through the parser: keys that came with a later version have their defaults.
-        differences = recipe_differences(_plain(asdict(load_recipe(saved))), self.recipe)
+        differences = recipe_differences(
+            _plain(asdict(read_settings(self._kind, path=saved))), self.recipe
+        )
         if differences:
             raise ValueError(
                 f"{str(self.path)!r} holds a run of another recipe ({'; '.join(differences)}); "
