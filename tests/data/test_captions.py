@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 
-from hive_vision.data.captions import BadSample, Caption, CaptionDataset, split_held_out
+from hive_vision.data.captions import Caption, CaptionDataset, split_held_out
+from hive_vision.data.replacement import BadSample
 from hive_vision.models.processing import HiveProcessor
 from tests.data.helpers import (
     encode,

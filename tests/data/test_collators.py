@@ -5,8 +5,9 @@ import torch
 from PIL import Image
 from transformers import Siglip2ImageProcessor, SiglipImageProcessor
 
-from hive_vision.data.captions import BadSample, Caption
+from hive_vision.data.captions import Caption
 from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator, trim_patches
+from hive_vision.data.replacement import BadSample
 
 START, END, PAD, IMAGE = 1, 2, 0, 99
 X = IGNORE_INDEX

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hive_vision.data.captions import BadSample
+from hive_vision.data.replacement import BadSample
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.errors import TrainingError
 

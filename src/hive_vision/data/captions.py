@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,35 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from hive_vision.data.images import UnusableImageError, decode_image
+from hive_vision.data.replacement import BadSample, ReplacingDataset, UnusableSampleError
 from hive_vision.data.sampler import OrderedPart
 from hive_vision.data.sources import CaptionSource, combine_fingerprints
 
 MIN_HELD_OUT = 32  # fewer say little, and one cannot be given another one's image
 SPLIT_SEED = 0  # the held-out part is the same for every method and run seed
-MAX_REPLACEMENTS = 100
 _TOKEN_FORMAT = "1"  # change it with what is stored: old files are cached on users' disks
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A sample that could not be used, and what was taken instead.
-
-    Attributes:
-        sample_id: Its number in the training part of the data.
-        source: The image file, or the row where images are embedded.
-        reason: Why.
-        replaced_by: Number of the sample that was used instead.
-    """
-
-    sample_id: int
-    source: str
-    reason: str
-    replaced_by: int
 
 
 class Caption(TypedDict):
@@ -78,12 +59,11 @@ def split_held_out(source: CaptionSource, holdout: float) -> tuple[CaptionSource
     return source.select_images(np.sort(order[size:])), source.select_images(order[:size])
 
 
-class CaptionDataset(Dataset[Caption]):
+class CaptionDataset(ReplacingDataset[Caption]):
     """The pairs of some sources as samples, bad ones replaced.
 
-    An unreadable image or an empty caption is replaced by a sample that depends only on the
-    bad one's row, so it is the same on every worker and rank, and it is reported with the
-    sample. Token ids are made once and then read from disk where they are needed.
+    Bad is an unreadable image or an empty caption. Token ids are made once and then read from disk
+    where they are needed.
 
     Args:
         sources: Images with captions; P pairs together.
@@ -139,32 +119,11 @@ class CaptionDataset(Dataset[Caption]):
         """Samples in an epoch, with the weights of the sources."""
         return sum(part.per_epoch for part in self.parts)
 
-    def __getitem__(self, index: int) -> Caption:
-        """Read sample ``index``, or its replacement.
-
-        Raises:
-            ValueError: If not even one of 100 replacements can be used.
-        """
-        row = int(index)
-        try:
-            return self._read(row, [])
-        except _UnusableSampleError as error:
-            bad = [error]
-        replacements = np.random.default_rng(row)
-        for _ in range(MAX_REPLACEMENTS - 1):
-            try:
-                return self._read(int(replacements.integers(len(self))), bad)
-            except _UnusableSampleError as error:
-                bad.append(error)
-        raise ValueError(
-            f"sample {index} and {MAX_REPLACEMENTS - 1} replacements cannot be used; the last "
-            f"one: {bad[-1].reason}"
-        )
-
-    def _read(self, row: int, bad: "list[_UnusableSampleError]") -> Caption:
+    def read(self, row: int, bad: list[UnusableSampleError]) -> Caption:
         """Read a sample that takes the place of those that could not be used."""
         part = bisect_right(self._first_rows, row) - 1
         images, image_row = self._images[part], int(self._image_rows[row])
+        sample_id = int(self._sample_ids[row])
         name = None
         try:
             stored = images.read(image_row)
@@ -173,24 +132,16 @@ class CaptionDataset(Dataset[Caption]):
                 raise UnusableImageError("empty caption")
             image = decode_image(stored)
         except (UnusableImageError, OSError) as error:
-            name = name or images.name(image_row)
-            raise _UnusableSampleError(int(self._sample_ids[row]), name, str(error)) from error
+            raise UnusableSampleError(
+                sample_id, name or images.name(image_row), str(error)
+            ) from error
         tokens = self._token_ids[part][row - self._first_rows[part]]
-        sample_id = int(self._sample_ids[row])
         return Caption(
             image=image,
             input_ids=tokens.as_py(),
             sample_id=sample_id,
-            bad_samples=[BadSample(e.sample_id, e.source, e.reason, sample_id) for e in bad],
+            bad_samples=[error.replaced_by(sample_id) for error in bad],
         )
-
-
-class _UnusableSampleError(Exception):
-    def __init__(self, sample_id: int, source: str, reason: str) -> None:
-        super().__init__(reason)
-        self.sample_id = sample_id
-        self.source = source
-        self.reason = reason
 
 
 def _has_text(source: CaptionSource) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from hive_vision.data.captions import BadSample
+from hive_vision.data.replacement import BadSample
 from hive_vision.folders import write_text
 from hive_vision.training.errors import TrainingError
 from hive_vision.training.processes import gather_lists, on_main
