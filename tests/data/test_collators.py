@@ -1,12 +1,20 @@
 """What a batch holds and which tokens of it are supervised."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 from transformers import Siglip2ImageProcessor, SiglipImageProcessor
 
 from hive_vision.data.captions import Caption
-from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator, trim_patches
+from hive_vision.data.collators import (
+    IGNORE_INDEX,
+    CaptionCollator,
+    InstructionCollator,
+    trim_patches,
+)
+from hive_vision.data.instructions import Instruction
 from hive_vision.data.replacement import BadSample
 
 START, END, PAD, IMAGE = 1, 2, 0, 99
@@ -141,3 +149,50 @@ def test_a_collator_fits_into_a_worker_process(image_processor: SiglipImageProce
     )
     (batch,) = loader
     assert supervised(batch) == [[5, 6, END], [7, END]]
+
+
+def instruction(images: int, ids: list[int], *learned: tuple[int, int], number: int = 0) -> Any:
+    return Instruction(
+        images=[Image.new("RGB", (4, 4), (n, 0, 0)) for n in range(1, images + 1)],
+        input_ids=ids,
+        learned=list(learned),
+        sample_id=number,
+        bad_samples=[],
+    )
+
+
+def shades(images: list[Image.Image], return_tensors: str) -> dict[str, torch.Tensor]:
+    values = [image.getpixel((0, 0))[0] for image in images]
+    return {"pixel_values": torch.tensor(values)[:, None, None, None]}
+
+
+class TestInstructions:
+    collator = InstructionCollator(shades, pad_token_id=0, image_token_id=9, image_tokens=3)
+
+    def test_images_take_their_places(self) -> None:
+        batch = self.collator(
+            [
+                instruction(2, [1, 9, 5, 9, 6, 7, 2], (2, 3), (5, 7), number=4),
+                instruction(0, [1, 5, 7, 2], (2, 4), number=8),
+            ]
+        )
+        none = IGNORE_INDEX
+        assert batch["input_ids"].tolist() == [
+            [1, 9, 9, 9, 5, 9, 9, 9, 6, 7, 2],
+            [1, 5, 7, 2, *[0] * 7],
+        ]
+        assert batch["labels"].tolist() == [
+            [none] * 4 + [5] + [none] * 4 + [7, 2],
+            [none, none, 7, 2, *[none] * 7],
+        ]
+        assert batch["attention_mask"].tolist() == [[1] * 11, [1] * 4 + [0] * 7]
+        assert batch["pixel_values"].flatten().tolist() == [1, 2]
+        assert batch["sample_ids"] == [4, 8]
+
+    def test_a_batch_of_text_has_an_image_that_nobody_sees(self) -> None:
+        """Behind everything, so that the connector is part of every step."""
+        batch = self.collator([instruction(0, [1, 5, 2], (1, 3)), instruction(0, [1, 5], (1, 2))])
+        assert batch["input_ids"].tolist() == [[1, 5, 2, 9, 9, 9], [1, 5, 0, 0, 0, 0]]
+        assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+        assert batch["labels"][:, 3:].eq(IGNORE_INDEX).all()
+        assert len(batch["pixel_values"]) == 1

@@ -10,7 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from hive_vision.models.conversations import ConversationFormat, Turn
+from hive_vision.conversation import Turn
+from hive_vision.models.conversations import ConversationFormat
 from tests.conftest import make_tokenizer
 from tests.models import chat_templates as templates
 

@@ -15,6 +15,9 @@ class Pairs:
     def __getitem__(self, index):
         return {"image": index, "input_ids": [index], "sample_id": index, "bad_samples": []}
 
+    def with_images_of(self, row, other):
+        return {**self[row], "image": other}
+
 
 def test_shuffled_images_come_from_half_the_data_away():
     shuffled = ShuffledImages(Pairs())

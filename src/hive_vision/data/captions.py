@@ -143,6 +143,10 @@ class CaptionDataset(ReplacingDataset[Caption]):
             bad_samples=[error.replaced_by(sample_id) for error in bad],
         )
 
+    def with_images_of(self, row: int, other: int) -> Caption:
+        """Give a sample with another one's image."""
+        return {**self[row], "image": self[other]["image"]}
+
 
 def _has_text(source: CaptionSource) -> NDArray[np.bool_]:
     stripped = pc.utf8_trim_whitespace(pc.fill_null(source.captions, ""))

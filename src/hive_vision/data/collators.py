@@ -1,6 +1,7 @@
 """From samples to the tensors that a model reads.
 
-Shapes: B captions, T tokens of the longest caption in the batch, P image placeholder tokens.
+Shapes: B captions or conversations, T tokens of the longest one in the batch, P placeholder tokens
+of an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hive_vision.data.captions import Caption
+from hive_vision.data.instructions import Instruction
 
 IGNORE_INDEX = -100
 
@@ -63,6 +66,66 @@ class CaptionCollator:
             "sample_ids": [sample["sample_id"] for sample in samples],
             "bad_samples": [bad for sample in samples for bad in sample["bad_samples"]],
         }
+
+
+@dataclass(frozen=True)
+class InstructionCollator:
+    """Stack the images of conversations, put their tokens in place, and pad on the right.
+
+    A batch without any image gets a blank one behind its first conversation, where no token attends
+    to it: the connector has a gradient (of zero) in every step, for which the other processes of a
+    distributed run wait.
+
+    Args:
+        image_processor: The encoder's.
+        pad_token_id: Fills ``input_ids``; never decides what is supervised.
+        image_token_id: Of ``<image>``.
+        image_tokens: P.
+    """
+
+    image_processor: Any
+    pad_token_id: int
+    image_token_id: int
+    image_tokens: int
+
+    def __call__(self, samples: Sequence[Instruction]) -> dict[str, Any]:
+        """Make a batch.
+
+        Returns:
+            ``pixel_values`` (images of all samples, C, H, W); ``input_ids``, ``attention_mask`` and
+            ``labels`` (B, T with images); for the trainer ``sample_ids`` and ``bad_samples``.
+        """
+        images = [image for sample in samples for image in sample["images"]]
+        rows = [self._with_images(sample) for sample in samples]
+        lengths = [len(ids) for ids, _ in rows]
+        if not images:
+            images = [Image.new("RGB", (64, 64))]
+            rows[0][0].extend([self.image_token_id] * self.image_tokens)
+        width = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((len(rows), width), self.pad_token_id)
+        labels = torch.full((len(rows), width), IGNORE_INDEX)
+        for row, (ids, learned) in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            for start, stop in learned:
+                labels[row, start:stop] = input_ids[row, start:stop]
+        return {
+            **self.image_processor(images, return_tensors="pt"),
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long(),
+            "labels": labels,
+            "sample_ids": [sample["sample_id"] for sample in samples],
+            "bad_samples": [bad for sample in samples for bad in sample["bad_samples"]],
+        }
+
+    def _with_images(self, sample: Instruction) -> tuple[list[int], list[tuple[int, int]]]:
+        """Repeat each image's token; tokens, and where they are learned now."""
+        ids: list[int] = []
+        places = []  # where each token of the sample is now
+        for token in sample["input_ids"]:
+            places.append(len(ids))
+            ids += [token] * (self.image_tokens if token == self.image_token_id else 1)
+        places.append(len(ids))
+        return ids, [(places[start], places[stop]) for start, stop in sample["learned"]]
 
 
 def trim_patches(images: Mapping[str, Tensor]) -> dict[str, Tensor]:

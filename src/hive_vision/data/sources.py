@@ -83,6 +83,15 @@ class CaptionSource:
         return len(self.rows)
 
     @property
+    def samples(self) -> int:
+        """P."""
+        return len(self.captions)
+
+    def first(self, count: int) -> "CaptionSource":
+        """Keep the first pairs."""
+        return self.select_pairs(np.arange(count))
+
+    @property
     def pairs(self) -> datasets.Dataset:
         """P pairs with columns ``image_row`` and ``caption``."""
         table = pa.table({"image_row": self.image_rows, "caption": self.captions})

@@ -6,35 +6,12 @@ text, whatever the template writes between them, and never by searching token id
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 
+from hive_vision.conversation import EncodedConversation, Turn
 from hive_vision.models.self_attention_baseline import image_token_id
-
-
-class Turn(TypedDict):
-    """What one side said; images are ``<image>`` in the content."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True)
-class EncodedConversation:
-    """A conversation as token ids, each image one ``<image>`` token.
-
-    Attributes:
-        input_ids: T token ids.
-        learned: Ranges ``[start, stop)`` of them that are learned, in their order.
-        problem: Why it cannot be used; a line, empty if it can.
-    """
-
-    input_ids: tuple[int, ...] = ()
-    learned: tuple[tuple[int, int], ...] = ()
-    problem: str = ""
-
 
 # LLaVA's own (Vicuna's): for language models without a template.
 LLAVA_TEMPLATE = """\

@@ -44,7 +44,7 @@ def export_encoder(
     with written_aside(folder, replace=True) as aside:
         vision_model.save_pretrained(aside, max_shard_size="1TB")
         image_processor.save_pretrained(aside)
-        if _had_prefix(vision_model):
+        if had_prefix(vision_model):
             weights = load_file(aside / WEIGHTS)
             prefixed = {OLD_PREFIX + key.removeprefix(OLD_PREFIX): w for key, w in weights.items()}
             save_file(prefixed, aside / WEIGHTS, metadata={"format": "pt"})
@@ -53,7 +53,7 @@ def export_encoder(
         seal(aside, "encoder", **facts)
 
 
-def _had_prefix(vision_model: PreTrainedModel) -> bool:
+def had_prefix(vision_model: PreTrainedModel) -> bool:
     """Whether transformers knows checkpoints of this model with the old prefix."""
     return any(
         pattern.startswith(r"^vision_model\.")

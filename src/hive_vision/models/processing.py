@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from hive_vision.models.backbones import Source, load_config
+from hive_vision.models.backbones import Source, blank_image, load_config
 from hive_vision.models.configuration import HiveConfig
 
 # Output rows beyond the tokenizer are padding to a round number in published models (under 1%).
@@ -160,6 +161,27 @@ def load_image_processor(vision: str | Path) -> Any:
             f"{str(vision)!r} has no image processor (preprocessor_config.json); save that of the "
             f"encoder it came from beside it: {_first_line(error)}"
         ) from error
+
+
+def check_image_size(image_processor: Any, config: PreTrainedConfig, name: str) -> None:
+    """Refuse for LLaVA what would give another number of image tokens than it has places.
+
+    Args:
+        image_processor: The encoder's.
+        config: The encoder's.
+        name: What to call the encoder.
+
+    Raises:
+        ValueError: If the two disagree.
+    """
+    expected = blank_image(config).shape[-2:]
+    image = Image.new("RGB", (expected[1], expected[0]))
+    given = image_processor(image, return_tensors="pt")["pixel_values"].shape
+    if given[-2:] != expected:
+        raise ValueError(
+            f"the image processor of {name!r} gives {tuple(given[-2:])} pixels but the encoder is "
+            f"configured for {tuple(expected)}; transformers' LLaVA (method sa) needs them to agree"
+        )
 
 
 def check_vocabulary(tokens: int, rows: int, source: Source) -> None:

@@ -19,6 +19,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaMultiModalProjector,
 )
 
+from hive_vision.conversation import IMAGE_TOKEN
 from hive_vision.models.backbones import (
     Source,
     blank_image,
@@ -28,8 +29,6 @@ from hive_vision.models.backbones import (
     load_vision_model,
 )
 from hive_vision.models.loss import largest_logits, next_token_loss
-
-IMAGE_TOKEN = "<image>"
 
 
 def image_token_id(tokenizer: Any) -> int:

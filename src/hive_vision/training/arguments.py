@@ -1,8 +1,9 @@
-"""What a pre-training recipe can say. One dataclass for each part of the YAML file."""
+"""What recipes can say. One dataclass for each part of the YAML file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from hive_vision.data.instructions import InstructionSource
 from hive_vision.data.sources import Source
 from hive_vision.training.foundations import MiniatureSettings
 
@@ -118,7 +119,7 @@ class DataArguments:
 
 @dataclass
 class StageArguments:
-    """One stage of pre-training (the paper's Table 3 has three).
+    """One stage (the paper's Table 3 has three of pre-training, Table 5 two of fine-tuning).
 
     Args:
         rules: For each parameter group (vision_model, projectors, cross_attentions,
@@ -293,3 +294,125 @@ class PretrainArguments(RunArguments):
     def stages(self) -> dict[str, StageArguments]:
         """The stages in their order."""
         return {"stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}
+
+
+@dataclass
+class InstructionArguments:
+    """Conversations about images.
+
+    Args:
+        train: LLaVA's json file, folder, parquet file or hub id; or a source with keys of its own
+            (path, images, split, image_column, conversation_column, weight); or a list of such
+            sources, a mixture.
+        validation: Held-out data, given like train; split off from train if null.
+        holdout: Share of the conversations split off when there is no held-out data.
+        max_held_out: At most this many held-out conversations are used.
+        max_tokens: Longer conversations are cut, never inside an image; images count with all of
+            their tokens.
+        max_unlearned_fraction: More conversations than this share with nothing to learn from stop
+            the run before its first step.
+        max_bad_fraction: More unusable samples than this share of the data stop the run.
+        num_workers: Processes that read images beside the trainer.
+    """
+
+    train: str | InstructionSource | list[InstructionSource]
+    validation: str | InstructionSource | list[InstructionSource] | None = None
+    holdout: float = 0.02
+    max_held_out: int = 512
+    max_tokens: int = 2048
+    max_unlearned_fraction: float = 0.001
+    max_bad_fraction: float = 0.01
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no data can have."""
+        for name in ("max_unlearned_fraction", "max_bad_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; it must be 0 or more")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+
+    def train_sources(self) -> list[InstructionSource]:
+        """What to learn from.
+
+        Raises:
+            ValueError: If the list is empty.
+        """
+        sources = _instruction_sources(self.train)
+        if not sources:
+            raise ValueError("train is an empty list; give at least one source")
+        return sources
+
+    def validation_sources(self) -> list[InstructionSource]:
+        """What to judge by; empty if it is to be split off."""
+        return [] if self.validation is None else _instruction_sources(self.validation)
+
+
+def _instruction_sources(
+    given: str | InstructionSource | list[InstructionSource],
+) -> list[InstructionSource]:
+    if isinstance(given, str):
+        return [InstructionSource(given)]
+    return [given] if isinstance(given, InstructionSource) else given
+
+
+@dataclass
+class VlmArguments:
+    """The two backbones of a LLaVA-style model.
+
+    Args:
+        vision: Encoder folder (a run's ``encoder``) or hub id; of CLIP or SigLIP the vision half.
+        language: Causal language model with its tokenizer: hub id or local folder.
+        feature_layer: Hidden state that is read, -1 the last (paper section 3.6), -2 LLaVA's.
+        chat_template: llava for LLaVA's own, or a file with a jinja template; the tokenizer's if
+            null.
+    """
+
+    vision: str
+    language: str
+    feature_layer: int = -1
+    chat_template: str | None = None
+
+
+@dataclass
+class FinetuneData:
+    """What each stage of fine-tuning reads.
+
+    Args:
+        stage1: For the connector: captions as conversations.
+        stage2: For the language model: instructions.
+    """
+
+    stage1: InstructionArguments
+    stage2: InstructionArguments
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(RunArguments):
+    """A recipe for a LLaVA-style model on an encoder (the paper's section 4.3 and Table 5).
+
+    Args:
+        model: The backbones.
+        data: The conversations.
+        stage1: Connector.
+        stage2: Language model, with the encoder frozen.
+        train_connector: Train the connector in stage 2 too, at the language model's rate, as LLaVA
+            and the authors' code do; the paper does not.
+    """
+
+    model: VlmArguments
+    data: FinetuneData
+    stage1: StageArguments = field(default_factory=StageArguments)
+    stage2: StageArguments = field(default_factory=StageArguments)
+    train_connector: bool = False
+
+    @property
+    def stages(self) -> dict[str, StageArguments]:
+        """The stages in their order."""
+        second = self.stage2
+        if self.train_connector:
+            rate = second.rules.get("language_model", "frozen")
+            second = replace(second, rules={**second.rules, "projectors": rate})
+        return {"stage1": self.stage1, "stage2": second}

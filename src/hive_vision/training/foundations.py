@@ -42,9 +42,9 @@ from transformers import (
     set_seed,
 )
 
+from hive_vision.conversation import IMAGE_TOKEN
 from hive_vision.data.miniature import MiniatureData, build_miniature_data
 from hive_vision.folders import flatten, written_aside
-from hive_vision.models.self_attention_baseline import IMAGE_TOKEN
 
 logger = logging.getLogger(__name__)
 

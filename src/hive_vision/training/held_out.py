@@ -10,38 +10,38 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from hive_vision.data.captions import Caption, CaptionDataset
-from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator
+from hive_vision.data.captions import CaptionDataset
+from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator, InstructionCollator
+from hive_vision.data.instructions import InstructionDataset
 
 logger = logging.getLogger(__name__)
 
 Images = Literal["matched", "shuffled", "none"]
 
 
-class ShuffledImages(Dataset[Caption]):
-    """Every caption with the image of another sample.
+class ShuffledImages(Dataset[Any]):
+    """Every sample with the image of another one.
 
     Args:
-        data: The right pairs.
+        data: The right ones.
     """
 
-    def __init__(self, data: CaptionDataset) -> None:
+    def __init__(self, data: CaptionDataset | InstructionDataset) -> None:
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Caption:
-        """Give caption ``index`` with the image half the data set away."""
-        other = self.data[(index + len(self) // 2) % len(self)]
-        return {**self.data[index], "image": other["image"]}
+    def __getitem__(self, index: int) -> Any:
+        """Give sample ``index`` with the image half the data set away."""
+        return self.data.with_images_of(index, (index + len(self) // 2) % len(self))
 
 
 @torch.no_grad()
 def held_out_loss(
     model: nn.Module,
-    data: CaptionDataset,
-    collator: CaptionCollator,
+    data: CaptionDataset | InstructionDataset,
+    collator: CaptionCollator | InstructionCollator,
     accelerator: Accelerator,
     batch_size: int,
     images: Images = "matched",
@@ -50,7 +50,7 @@ def held_out_loss(
 
     Args:
         model: The model, sharded or not.
-        data: Held-out captions.
+        data: Held-out captions or conversations.
         collator: Makes the batches.
         accelerator: Precision, device and the other processes.
         batch_size: Captions at once on one process.
@@ -64,7 +64,7 @@ def held_out_loss(
     model.eval()
     unusable: set[int] = set()
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    source: Dataset[Caption] = ShuffledImages(data) if images == "shuffled" else data
+    source: Dataset[Any] = ShuffledImages(data) if images == "shuffled" else data
     own = _share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
         source,

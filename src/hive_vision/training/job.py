@@ -129,7 +129,7 @@ class Job(ABC, Generic[A]):
         """Load what prepares images and text."""
 
     @abstractmethod
-    def load_data(self) -> Mapping[str, RunData]:
+    def load_data(self) -> Mapping[str, RunData[Any]]:
         """Load what each stage reads."""
 
     @abstractmethod

@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from accelerate import PartialState
-from PIL import Image
 from transformers import PreTrainedModel
 
 from hive_vision.data.collators import CaptionCollator
 from hive_vision.folders import read_json, write_json
-from hive_vision.models.backbones import blank_image, load_config
+from hive_vision.models.backbones import load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
-from hive_vision.models.processing import HiveProcessor
+from hive_vision.models.processing import HiveProcessor, check_image_size
 from hive_vision.models.self_attention_baseline import (
     SelfAttentionForConditionalGeneration,
     image_token_id,
@@ -109,10 +108,11 @@ class PretrainJob(Job[PretrainArguments]):
             model.vision, model.language, max_text_tokens=self.arguments.data.max_text_tokens
         )
         if self.arguments.method == "sa":
-            _check_image_size(model.vision, processor)
+            config = load_config(model.vision, "vision")
+            check_image_size(processor.image_processor, config, model.vision)
         return processor
 
-    def load_data(self) -> Mapping[str, RunData]:
+    def load_data(self) -> Mapping[str, RunData[Any]]:
         """Load the captions, the same for all stages."""
         data = load_run_data(self.arguments.data, self.processor)
         return dict.fromkeys([*self.arguments.stages, NO_STAGE], data)
@@ -214,19 +214,6 @@ class PretrainJob(Job[PretrainArguments]):
         results["peak_memory_bytes"] = peak_memory()
         on_main(lambda: write_json(self.run.path / "results.json", results))
         return results
-
-
-def _check_image_size(vision: str, processor: HiveProcessor) -> None:
-    """Refuse for sa what would give another number of image tokens than it has places."""
-    config = load_config(vision, "vision")
-    expected = blank_image(config).shape[-2:]
-    image = Image.new("RGB", (expected[1], expected[0]))
-    given = processor.image_processor(image, return_tensors="pt")["pixel_values"].shape
-    if given[-2:] != expected:
-        raise ValueError(
-            f"the image processor of {vision!r} gives {tuple(given[-2:])} pixels but the "
-            f"encoder is configured for {tuple(expected)}; method sa needs them to agree"
-        )
 
 
 def _summary(results: dict[str, Any]) -> str:

@@ -1,16 +1,22 @@
-"""The data of a run: from a recipe's ``data`` section to captions with token ids."""
+"""The data of a run: from a recipe's ``data`` section to samples with token ids."""
 
 import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from accelerate import PartialState
 from numpy.typing import NDArray
 
-from hive_vision.data.captions import CaptionDataset, split_held_out
+from hive_vision.data.captions import MIN_HELD_OUT, CaptionDataset, split_held_out
+from hive_vision.data.instructions import (
+    InstructionDataset,
+    Instructions,
+    open_instructions,
+    split_off,
+)
 from hive_vision.data.quarantine import read_quarantine, usable_pairs
 from hive_vision.data.sources import (
     CaptionSource,
@@ -18,20 +24,24 @@ from hive_vision.data.sources import (
     combine_fingerprints,
     open_source,
 )
+from hive_vision.models.conversations import ConversationFormat
 from hive_vision.models.processing import HiveProcessor
-from hive_vision.training.arguments import DataArguments
+from hive_vision.training.arguments import DataArguments, InstructionArguments
 
 logger = logging.getLogger(__name__)
 
+D = TypeVar("D", CaptionDataset, InstructionDataset)
+S = TypeVar("S", CaptionSource, Instructions)
+
 
 @dataclass(frozen=True)
-class RunData:
+class RunData(Generic[D]):
     """What a run reads.
 
     Attributes:
-        train: Captions to learn from.
-        held_out: Captions to judge by.
-        fingerprint: Changes when the captions to learn from change, or what is known of their
+        train: Captions or conversations to learn from.
+        held_out: Those to judge by.
+        fingerprint: Changes when what is learned from changes, or what is known of their
             images without opening them (docs/reliability.md).
         samples: Samples in an epoch: pairs to learn from, with the weights of a mixture.
         excluded: Pairs to learn from that are left out, being in quarantine.
@@ -39,8 +49,8 @@ class RunData:
         unit: What the samples are.
     """
 
-    train: CaptionDataset
-    held_out: CaptionDataset
+    train: D
+    held_out: D
     fingerprint: str
     samples: int
     excluded: int
@@ -109,7 +119,7 @@ def open_parts(data: DataArguments) -> DataParts:
     return DataParts(train, weights, held_out, combine_fingerprints(*fingerprints))
 
 
-def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
+def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData[CaptionDataset]:
     """Load training and held-out captions and tokenize them.
 
     Args:
@@ -132,7 +142,7 @@ def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
         for purpose, chosen in (("learn from", sources), ("judge by", judges)):
             if not any(len(source.captions) for source in chosen):
                 raise ValueError(f"there are no captions to {purpose} in {_names(parts.train)}")
-        encode, encoding = processor.encode_captions, _encoding(processor)
+        encode, encoding = processor.encode_captions, _caption_encoding(processor)
         kept = np.concatenate(usable)
         train = CaptionDataset(
             sources,
@@ -153,6 +163,67 @@ def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData:
     return RunData(train, held_out, fingerprint, train.epoch_size, excluded, data.num_workers)
 
 
+def load_instruction_data(
+    data: InstructionArguments, form: ConversationFormat, image_tokens: int
+) -> RunData[InstructionDataset]:
+    """Load training and held-out conversations and tokenize them.
+
+    Args:
+        data: The section of a recipe's ``data`` for a stage.
+        form: Makes token ids of them.
+        image_tokens: Tokens that each image becomes.
+
+    Raises:
+        ValueError: If nothing is found, or too many conversations have nothing to learn from.
+    """
+    with PartialState().local_main_process_first():
+        train = [open_instructions(source) for source in data.train_sources()]
+        held_out = [open_instructions(source) for source in data.validation_sources()]
+        if not held_out:
+            parts = [split_off(source, data.holdout, MIN_HELD_OUT) for source in train]
+            train, held_out = (list(part) for part in zip(*parts, strict=True))
+        held_out = _at_most(data.max_held_out, held_out)
+        weights = [source.weight for source in data.train_sources()]
+        learned, judged = (
+            InstructionDataset(
+                sources,
+                form.encode,
+                _encoding(form.tokenizer, template=form.template),
+                image_token_id=form.image_token_id,
+                image_tokens=image_tokens,
+                max_tokens=data.max_tokens,
+                weights=weights if sources is train else None,
+            )
+            for sources in (train, held_out)
+        )
+    names = ", ".join(source.name for source in train)
+    _check_learned(learned, data.max_unlearned_fraction, names)
+    logger.info(
+        "%s: %d conversations to learn from, %d cut to %d tokens; %d held out",
+        *(names, len(learned), learned.cut, data.max_tokens, len(judged)),
+    )
+    fingerprint = combine_fingerprints(
+        *(source.fingerprint for source in train), *map(str, weights), form.template
+    )
+    size = learned.epoch_size
+    return RunData(learned, judged, fingerprint, size, 0, data.num_workers, "conversations")
+
+
+def _check_learned(data: InstructionDataset, allowed: float, names: str) -> None:
+    """Refuse data of which too much cannot be learned from.
+
+    Raises:
+        ValueError: Names the first conversations, and why.
+    """
+    if len(data.problems) > allowed * len(data):
+        rows = [f"row {row}: {reason}" for row, reason in list(data.problems.items())[:3]]
+        raise ValueError(
+            f"{len(data.problems)} of {len(data)} conversations of {names} have nothing to learn "
+            f"from ({'; '.join(rows)}); mend or remove them, or raise max_unlearned_fraction "
+            f"({allowed:g})"
+        )
+
+
 def _select(source: CaptionSource, usable: NDArray[np.bool_]) -> CaptionSource:
     return source if usable.all() else source.select_pairs(np.flatnonzero(usable))
 
@@ -171,32 +242,30 @@ def _names(sources: list[CaptionSource]) -> str:
     return ", ".join(source.name for source in sources)
 
 
-def _at_most(limit: int, sources: list[CaptionSource]) -> list[CaptionSource]:
-    """Cut held-out sources, each by the same share, to some number of pairs together."""
-    sizes = np.array([len(source.captions) for source in sources])
+def _at_most(limit: int, sources: list[S]) -> list[S]:
+    """Cut held-out sources, each by the same share, to some number of samples together."""
+    sizes: NDArray[np.int64] = np.array([source.samples for source in sources])
     if sizes.sum() <= limit:
         return sources
     ends = np.round(np.cumsum([0, *sizes]) * (limit / sizes.sum())).astype(int)
-    return [
-        source.select_pairs(np.arange(size))
-        for source, size in zip(sources, np.diff(ends), strict=True)
-        if size
-    ]
+    return [source.first(size) for source, size in zip(sources, np.diff(ends), strict=True) if size]
 
 
-def _encoding(processor: HiveProcessor) -> str:
-    """Identify how captions become token ids, by the tokenizer's content."""
-    tokenizer: Any = processor.tokenizer
+def _encoding(tokenizer: Any, **facts: Any) -> str:
+    """Identify how text becomes token ids, by the tokenizer's content and what else decides."""
     if tokenizer.is_fast:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content |= {"truncation": None, "padding": None}  # of its last call
     else:
         content = sorted(tokenizer.get_vocab().items())
-    facts = {
-        "content": content,
-        "class": type(tokenizer).__name__,
-        "start": processor.start_token_id,
-        "end": tokenizer.eos_token_id,
-        "max_text_tokens": processor.max_text_tokens,
-    }
+    facts |= {"content": content, "class": type(tokenizer).__name__}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _caption_encoding(processor: HiveProcessor) -> str:
+    return _encoding(
+        processor.tokenizer,
+        start=processor.start_token_id,
+        end=processor.tokenizer.eos_token_id,
+        max_text_tokens=processor.max_text_tokens,
+    )

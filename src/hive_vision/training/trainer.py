@@ -21,7 +21,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from hive_vision.data.captions import CaptionDataset
-from hive_vision.data.collators import CaptionCollator
+from hive_vision.data.collators import CaptionCollator, InstructionCollator
+from hive_vision.data.instructions import InstructionDataset
 from hive_vision.data.sampler import LengthBucketedSampler
 from hive_vision.folders import read_json, write_json
 from hive_vision.training.bad_samples import BadSampleLog
@@ -43,8 +44,8 @@ class HiveTrainer(Trainer):
         model: What to train, its parameters already frozen or not by ``apply_rules``.
         args: transformers' arguments; ``max_steps`` and the batch sizes among them.
         parts: What ``apply_rules`` gave: learning rates.
-        train_data: Training captions.
-        held_out: Held-out captions.
+        train_data: Captions or conversations to learn from.
+        held_out: Those to judge by.
         collator: Makes the batches.
         bad_samples: Where unusable samples are named.
         guard: Judges each step before it is applied.
@@ -65,9 +66,9 @@ class HiveTrainer(Trainer):
         args: TrainingArguments,
         *,
         parts: list[TrainedPart],
-        train_data: CaptionDataset,
-        held_out: CaptionDataset,
-        collator: CaptionCollator,
+        train_data: CaptionDataset | InstructionDataset,
+        held_out: CaptionDataset | InstructionDataset,
+        collator: CaptionCollator | InstructionCollator,
         bad_samples: BadSampleLog,
         guard: DivergenceGuard,
         watchdog: Watchdog,
