@@ -5,7 +5,7 @@ What is done is kept: the same command goes on where it stopped.
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -121,7 +121,7 @@ def compare_methods(arguments: CompareArguments) -> Comparison:
     search = _search(arguments, sets, output / "search")
     chosen = {method: found["chosen"] for method, found in search.items()}
     runs = _runs(arguments, chosen, output / "runs")
-    _pretrain_all(arguments, runs)
+    _work_through(arguments, runs, arguments.layer_data)
     by_label: dict[str, list[_Run]] = {run.label: [] for run in runs}
     for run in runs:
         by_label[run.label].append(run)
@@ -210,7 +210,7 @@ def _search(
         for candidate in search.candidates
         for method in methods
     ]
-    _pretrain_all(arguments, runs)
+    _work_through(arguments, runs)
     found: dict[str, dict[str, Any]] = {}
     for method in methods:
         scores = {
@@ -269,39 +269,43 @@ def _with_flops_of_hive(
     return (*overrides[method], *steps)
 
 
-def _pretrain_all(arguments: CompareArguments, runs: Iterable[_Run]) -> None:
-    """Run what is not finished.
+def _work_through(
+    arguments: CompareArguments, runs: Sequence[_Run], layer_data: Sequence[str] = ()
+) -> None:
+    """Pre-train what is missing, and probe it where it was trained.
 
     Raises:
         ValueError: If a folder holds a run of another recipe; before anything runs.
     """
-    missing = []
     for run in runs:
-        folder = RunFolder(_recipe(arguments.recipe, run))
-        folder.check()
-        if folder.results is None:
-            missing.append(run)
-    work = partial(_pretrain, arguments.recipe)
+        RunFolder(_recipe(arguments.recipe, run)).check()
+    work = partial(_work, arguments, layer_data)
     if arguments.jobs == 1:
-        for run in missing:
+        for run in runs:
             work(run)
         return
     threads = max(1, processors() // arguments.jobs)
     context = get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (threads,)) as pool:
-        for run in pool.map(work, missing):
+        for run in pool.map(work, runs):
             logger.info("%s is finished", run.folder)
+
+
+def _work(arguments: CompareArguments, layer_data: Sequence[str], run: _Run) -> _Run:
+    logger.info("%s, method %s, seed %d", run.label, run.method, run.seed)
+    pretrain(_recipe(arguments.recipe, run))
+    if run.method == "base":  # the same encoder for every seed: its features are computed once
+        return run
+    for name, data in zip(arguments.data, load_sets(arguments.data, arguments.probe), strict=True):
+        _probe(arguments, run, data)
+        if name in layer_data:
+            _probe(arguments, run, data, every_layer=True)
+    return run
 
 
 def _recipe(recipe: str, run: _Run) -> PretrainArguments:
     own = (f"method={run.method}", f"seed={run.seed}", f"output={run.folder}")
     return load_recipe(recipe, (*run.overrides, *own))
-
-
-def _pretrain(recipe: str, run: _Run) -> _Run:
-    logger.info("%s, method %s, seed %d", run.label, run.method, run.seed)
-    pretrain(_recipe(recipe, run))
-    return run
 
 
 def _probe(
