@@ -20,7 +20,7 @@ LAYERS = (
     ("analysis",),
     ("models", "data"),
     ("settings",),
-    ("naming", "folders"),  # import nothing of ours, anyone may import them
+    ("naming", "folders", "conversation"),  # import nothing of ours, anyone may import them
 )
 RANKS = {part: rank for rank, parts in enumerate(reversed(LAYERS)) for part in parts}
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))

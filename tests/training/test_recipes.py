@@ -1,6 +1,7 @@
 """Recipes: those that are shipped, overrides, and what a mistake in one says."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from types import NoneType, UnionType
@@ -10,8 +11,18 @@ import pytest
 import yaml
 
 from hive_vision.data.sources import Source
-from hive_vision.training.arguments import PretrainArguments, StageArguments
-from hive_vision.training.recipes import load_recipe, recipe_names, recipe_path
+from hive_vision.training.arguments import (
+    FinetuneArguments,
+    PretrainArguments,
+    StageArguments,
+)
+from hive_vision.training.recipes import (
+    FINETUNE,
+    load_finetune_recipe,
+    load_recipe,
+    recipe_names,
+    recipe_path,
+)
 
 GROUPS = {"vision_model", "vision_tail", "projectors", "cross_attentions", "language_model"}
 
@@ -275,3 +286,36 @@ class TestPath:
 def test_file_that_does_not_exist_is_no_unknown_name():
     with pytest.raises(ValueError, match=r"recipe './nope.yaml' does not exist"):
         load_recipe("./nope.yaml")
+
+
+class TestFinetuning:
+    @pytest.mark.parametrize("name", recipe_names(FINETUNE))
+    def test_every_value_has_its_type(self, name: str) -> None:
+        recipe = load_finetune_recipe(name)
+        assert misfits(recipe, FinetuneArguments, name) == []
+        assert recipe_path(name, FINETUNE).read_text(encoding="utf-8").startswith("# ")
+
+    def test_the_paper_is_table_5(self) -> None:
+        recipe = load_finetune_recipe("vlm-paper")
+        connector, language = recipe.stages.values()
+        for stage, steps, batch, warmup, peak, moving in (
+            (connector, 2180, 256, 66, 1e-3, "projectors"),
+            (language, 11540, 64, 347, 2e-5, "language_model"),
+        ):
+            assert (stage.max_steps, stage.batch_size) == (steps, batch)
+            assert math.ceil(stage.warmup * steps) == warmup
+            rates = {group: rate for group, rate in stage.rules.items() if rate != "frozen"}
+            assert rates == {moving: peak}
+            assert stage.min_learning_rate == stage.weight_decay == 0
+            assert (stage.betas, stage.max_grad_norm) == ((0.9, 0.999), 1.0)
+        assert recipe.model.vision == "google/siglip-large-patch16-384"
+        assert recipe.model.language == "meta-llama/Llama-3.2-1B-Instruct"
+        # Its iterations are one pass over the data that its numbers fit.
+        assert round(558_128 / 256) == 2180
+        assert 738_601 // 64 == 11540
+
+    def test_the_open_one_differs_in_models_only(self) -> None:
+        paper, other = (load_finetune_recipe(name) for name in ("vlm-paper", "vlm-smollm2"))
+        same = dataclasses.replace(other, model=paper.model, output=paper.output)
+        assert same == paper
+        assert other.model.language == "HuggingFaceTB/SmolLM2-360M-Instruct"

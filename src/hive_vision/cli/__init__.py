@@ -12,6 +12,7 @@ from hive_vision.naming import unknown_name
 COMMANDS = {
     "demo": "demo",
     "pretrain": "pretrain",
+    "finetune": "finetune",
     "probe": "probe",
     "export": "export",
     "compare": "compare",
@@ -28,6 +29,7 @@ Make a vision encoder better by pre-training it with a language model (HIVE).
 commands:
   demo                 the paper in miniature: every method side by side, offline, on a CPU
   pretrain RECIPE      three stages of pre-training; resumes; writes a plain encoder
+  finetune RECIPE      a LLaVA-style model on an encoder, in two stages; a stock checkpoint
   export ENCODER       a trained encoder as a plain folder, or inside its whole CLIP or SigLIP
   probe ENCODER        classification with the encoder frozen; several encoders side by side
   compare STUDY        methods against each other: pre-trained and probed over several seeds

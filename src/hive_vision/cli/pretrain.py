@@ -1,9 +1,7 @@
 """hive-vision pretrain: three stages of pre-training from a recipe."""
 
-import logging
-import signal
 import sys
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,30 +30,14 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(HELP.format(recipes=", ".join(recipe_names())) + "\n")
         sys.stdout.write(settings_parser(PretrainArguments).format_help().partition("\n\n")[2])
         return
-    from hive_vision.training.errors import InterruptedRunError
+    from hive_vision.cli.runs import run_training
     from hive_vision.training.pretrain import pretrain
-    from hive_vision.training.processes import leave_processes, start_processes
-    from hive_vision.training.watchdog import main_said
 
     recipe, *overrides = arguments
     settings = load_recipe(recipe, overrides)
-    main = start_processes().is_main_process
-    if not main:
-        logging.getLogger("hive_vision").setLevel(logging.ERROR)
-    try:
-        results = pretrain(settings, guard=_guard if settings.probe_after_stage else None)
-    except InterruptedRunError as interruption:
-        if main:
-            sys.stderr.write(f"{interruption}; run the same command again to go on\n")
-        sys.exit(128 + interruption.signal_number)
-    except (ValueError, RuntimeError, OSError) as error:
-        # A launcher ends the others when one process died: not before the line is written.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if not main and main_said(Path(settings.output), str(error)):
-            sys.exit(1)
-        raise
-    leave_processes()
-    if not main:
+    guard = _guard if settings.probe_after_stage else None
+    results = run_training(settings.output, partial(pretrain, settings, guard=guard))
+    if results is None:
         return
     loss = f"held-out caption loss: {results['held_out_loss']:.4f}"
     if "held_out_loss_shuffled_images" in results:

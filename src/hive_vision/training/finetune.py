@@ -109,7 +109,7 @@ class FinetuneJob(Job[FinetuneArguments]):
     def describe(self) -> dict[str, Any]:
         """Backbones."""
         model = self.arguments.model
-        return {"kind": "vlm", "vision": model.vision, "language": model.language}
+        return {"method": "vlm", "vision": model.vision, "language": model.language}
 
     def finish(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Export the model and write the summary."""

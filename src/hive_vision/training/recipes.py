@@ -6,32 +6,40 @@ from pathlib import Path
 
 from hive_vision.naming import unknown_name
 from hive_vision.settings import read_settings
-from hive_vision.training.arguments import PretrainArguments
+from hive_vision.training.arguments import FinetuneArguments, PretrainArguments
+
+PRETRAIN, FINETUNE = "hive_vision.recipes", "hive_vision.recipes.finetune"
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = files("hive_vision.recipes")
+def recipe_names(package: str = PRETRAIN) -> list[str]:
+    """Names of the recipes that come with the package.
+
+    Args:
+        package: Where they are: those of pre-training or those of fine-tuning.
+    """
+    folder = files(package)
     return sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
 
 
-def recipe_path(recipe: str | Path) -> Path:
+def recipe_path(recipe: str | Path, package: str = PRETRAIN) -> Path:
     """Find a recipe: a YAML file, or the name of one that comes with the package.
 
     Raises:
         ValueError: If there is neither.
     """
+    known = recipe_names(package)
     if Path(recipe).is_file():
         return Path(recipe)
-    if str(recipe) in recipe_names():
-        return Path(str(files("hive_vision.recipes") / f"{recipe}.yaml"))
+    if str(recipe) in known:
+        return Path(str(files(package) / f"{recipe}.yaml"))
     if Path(recipe).suffix in (".yaml", ".yml"):
-        names = ", ".join(recipe_names())
-        raise ValueError(f"recipe {str(recipe)!r} does not exist; the package has {names}")
+        raise ValueError(
+            f"recipe {str(recipe)!r} does not exist; the package has {', '.join(known)}"
+        )
     raise ValueError(
-        unknown_name("recipe", str(recipe), recipe_names()) + " (or give the path of a YAML file)"
+        unknown_name("recipe", str(recipe), known) + " (or give the path of a YAML file)"
     )
 
 
@@ -46,3 +54,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> PretrainAr
         ValueError: If a key does not exist (the nearest is named) or a value does not fit.
     """
     return read_settings(PretrainArguments, overrides, recipe_path(recipe))
+
+
+def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> FinetuneArguments:
+    """Read a recipe of fine-tuning, as ``load_recipe`` does those of pre-training."""
+    return read_settings(FinetuneArguments, overrides, recipe_path(recipe, FINETUNE))
