@@ -13,6 +13,8 @@ COMMANDS = {
     "demo": "demo",
     "pretrain": "pretrain",
     "finetune": "finetune",
+    "caption": "caption",
+    "chat": "chat",
     "probe": "probe",
     "export": "export",
     "compare": "compare",
@@ -30,6 +32,8 @@ commands:
   demo                 the paper in miniature: every method side by side, offline, on a CPU
   pretrain RECIPE      three stages of pre-training; resumes; writes a plain encoder
   finetune RECIPE      a LLaVA-style model on an encoder, in two stages; a stock checkpoint
+  caption IMAGE        what a pre-trained model says about an image
+  chat IMAGE QUESTION  what a fine-tuned model answers about an image
   export ENCODER       a trained encoder as a plain folder, or inside its whole CLIP or SigLIP
   probe ENCODER        classification with the encoder frozen; several encoders side by side
   compare STUDY        methods against each other: pre-trained and probed over several seeds
