@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "demo",
     "pretrain": "pretrain",
     "finetune": "finetune",
+    "evaluate": "evaluate",
     "caption": "caption",
     "chat": "chat",
     "probe": "probe",
@@ -32,6 +33,7 @@ commands:
   demo                 the paper in miniature: every method side by side, offline, on a CPU
   pretrain RECIPE      three stages of pre-training; resumes; writes a plain encoder
   finetune RECIPE      a LLaVA-style model on an encoder, in two stages; a stock checkpoint
+  evaluate MODEL       VLM benchmarks through lmms-eval; several models side by side
   caption IMAGE        what a pre-trained model says about an image
   chat IMAGE QUESTION  what a fine-tuned model answers about an image
   export ENCODER       a trained encoder as a plain folder, or inside its whole CLIP or SigLIP

@@ -3,14 +3,19 @@
 Shapes: S seeds, M test images.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+
+# Which images were classified correctly, or shares of a score from 0 to 1.
+Scores: TypeAlias = NDArray[np.bool_] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
+def accuracy(correct: Scores) -> Accuracy:
     """Summarise which test images were classified correctly.
 
     Args:
@@ -75,9 +80,7 @@ def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
     )
 
 
-def paired_difference(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], confidence: float = CONFIDENCE
-) -> Difference:
+def paired_difference(first: Scores, second: Scores, confidence: float = CONFIDENCE) -> Difference:
     """Compare two methods on the same seeds and the same test images.
 
     Both are samples, of the runs and of the images that one could have had. The variance of the
@@ -113,7 +116,7 @@ def paired_difference(
     return Difference(mean, mean - half, mean + half)
 
 
-def best(results: dict[str, NDArray[np.bool_]]) -> str | None:
+def best(results: Mapping[str, Scores]) -> str | None:
     """Name the method that is better than each other one, if the intervals say that one is."""
     leader = max(results, key=lambda name: results[name].mean())
     others = [name for name in results if name != leader]
@@ -122,7 +125,7 @@ def best(results: dict[str, NDArray[np.bool_]]) -> str | None:
 
 
 def all_differences(
-    results: dict[str, NDArray[np.bool_]],
+    results: Mapping[str, Scores],
 ) -> dict[tuple[str, str], Difference]:
     """Compare every method with every one before it."""
     return {
