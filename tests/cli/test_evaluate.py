@@ -6,7 +6,7 @@ import pytest
 
 from hive_vision.cli import main
 from hive_vision.cli.evaluate import parse
-from hive_vision.evaluation import vlm_benchmarks
+from hive_vision.studies import vlm
 from tests.cli.helpers import failure
 from tests.reporting.test_vlm_tables import result
 
@@ -19,7 +19,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         seen.append((model, output.name))
         return {task: result(task, 0.6 if "hive" in model else 0.5) for task in settings.tasks}
 
-    monkeypatch.setattr(vlm_benchmarks, "evaluate_vlm", evaluate)
+    monkeypatch.setattr(vlm, "evaluate_vlm", evaluate)
     return seen
 
 

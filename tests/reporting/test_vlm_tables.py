@@ -53,3 +53,10 @@ def test_other_numbers_of_runs_are_shown_and_not_compared() -> None:
     assert "are not compared" in note
     assert not grids[1].rows
     assert not any(bold for row in cells(grids[0]).values() for _, bold in row)
+
+
+def test_a_task_that_a_method_lacks() -> None:
+    """As the majority answer of a task whose copy nobody knows."""
+    grid = score_grid({"majority": [{"gqa": result("gqa", 0.3)}], "hive": runs(0.7)})
+    assert cells(grid)["mme (of 800)"][0] == ("-", False)
+    assert cells(grid)["gqa (of 100)"][1][1], "hive is better where there is something to compare"

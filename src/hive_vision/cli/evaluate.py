@@ -39,20 +39,14 @@ def run(arguments: list[str]) -> None:
         return
     from rich.console import Console
 
-    from hive_vision.evaluation.vlm_benchmarks import evaluate_vlm
     from hive_vision.folders import write_json, write_text
     from hive_vision.reporting.probe_tables import to_markdown
     from hive_vision.reporting.vlm_tables import vlm_json, vlm_report
+    from hive_vision.studies.vlm import compare_vlms
 
     models, output, settings = parse(arguments)
     output.mkdir(parents=True, exist_ok=True)
-    results = {
-        name: [
-            evaluate_vlm(folder, output / (name if len(of) == 1 else f"{name}-{number}"), settings)
-            for number, folder in enumerate(of)
-        ]
-        for name, of in models.items()
-    }
+    results = compare_vlms(models, output, settings)
     note, grids = vlm_report(results)
     write_json(output / "results.json", vlm_json(results))
     write_text(output / "table.md", to_markdown(note, grids))

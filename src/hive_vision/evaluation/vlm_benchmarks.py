@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ class EvaluateArguments:
         precision: Of the weights.
         max_new_tokens: At most so many tokens for each answer.
         limit: Only the first samples of each task.
+        baselines: Beside each model, where data has the copies: the one answer that scores best
+            (majority), and the model without the images (blind).
     """
 
     tasks: tuple[str, ...] = PAPER_TASKS
@@ -58,6 +60,7 @@ class EvaluateArguments:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     max_new_tokens: int = 16
     limit: int | None = None
+    baselines: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be evaluated."""
@@ -69,6 +72,8 @@ class EvaluateArguments:
                     f"tasks has {task!r}, some of whose questions have no image, on which "
                     "lmms-eval 0.7 fails; use scienceqa_img, which the paper's numbers are of"
                 )
+        if self.baselines and (self.data is None or self.limit is not None):
+            raise ValueError("baselines needs local copies (data=FOLDER) and no limit")
         for name in ("max_new_tokens", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -124,7 +129,7 @@ def evaluate_vlm(model: str, output: Path, arguments: EvaluateArguments) -> dict
         ValueError: If lmms-eval is not there, or the data.
         RuntimeError: If it gave no results, or failed on samples.
     """
-    request = {"model": _identity(model), "arguments": asdict(arguments)}
+    request = {"model": _identity(model), "arguments": asdict(replace(arguments, baselines=False))}
     request = json.loads(json.dumps(request))
     kept = read_json(output / "request.json")
     if kept != request:
@@ -254,7 +259,8 @@ def read_results(
             there = ", ".join(sorted(content["results"])) or "none"
             raise RuntimeError(f"lmms-eval has no results of {task}, only of {there}; see {log}")
         lines = samples_file.read_text(encoding="utf-8").splitlines()
-        results[task] = _task_result(task, content, [json.loads(line) for line in lines])
+        samples = sorted(map(json.loads, lines), key=lambda sample: int(sample["doc_id"]))
+        results[task] = _task_result(task, content, samples)
     return results
 
 
@@ -282,7 +288,8 @@ def _task_result(
     }
     answers = tuple(str(_first(sample["filtered_resps"])) for sample in samples)
     if set(MME_METRICS) & set(samples[0]):
-        values, highest = _mme_contributions(samples)
+        facts = [next(s[name] for name in MME_METRICS if s.get(name)) for s in samples]
+        values, highest = mme_contributions(facts)
         score = sum(metrics.get(name, 0.0) for name in MME_METRICS)
     else:
         values = np.array([float(sample["exact_match"]) for sample in samples])
@@ -295,15 +302,17 @@ def _task_result(
     return TaskResult(task, score, highest, values, metrics, settings, answers)
 
 
-def _mme_contributions(
-    samples: Sequence[Mapping[str, Any]],
+def mme_contributions(
+    facts: Sequence[Mapping[str, Any]],
 ) -> tuple[NDArray[np.float64], float]:
     """Spread MME's score over its questions, in pairs: accuracy and accuracy+ of each category.
+
+    Args:
+        facts: Of each of M questions its ``question_id``, ``category`` and ``score``.
 
     Returns:
         (M,) values with the mean ``score / highest``, and the highest score.
     """
-    facts = [next(s[name] for name in MME_METRICS if s.get(name)) for s in samples]
     pairs: dict[tuple[str, str], list[float]] = {}
     for fact in facts:
         pairs.setdefault((fact["category"], fact["question_id"]), []).append(fact["score"])
@@ -313,7 +322,7 @@ def _mme_contributions(
         category = fact["category"]
         both = pairs[category, fact["question_id"]]
         points = 100 * (sum(both) / len(both) + (sum(both) == len(both)))
-        values.append(points / sizes[category] / len(both) * len(samples))
+        values.append(points / sizes[category] / len(both) * len(facts))
     highest = MME_CATEGORY * len(sizes)
     return np.array(values) / highest, highest
 

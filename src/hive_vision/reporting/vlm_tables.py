@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from hive_vision.evaluation.statistics import accuracy, all_differences, best
 from hive_vision.evaluation.vlm_benchmarks import TaskResult
 from hive_vision.reporting.probe_tables import Cell, Grid
+from hive_vision.reporting.tables import MISSING
 
 # Method -> its runs, e.g. one for each seed -> task -> result.
 VlmResults: TypeAlias = Mapping[str, Sequence[Mapping[str, TaskResult]]]
@@ -25,8 +26,10 @@ def score_grid(results: VlmResults) -> Grid:
         scores = _scores(results, task)
         leader = best(scores) if _paired(scores) else None
         cells = [
-            Cell(score_text(values, highest), bold=method == leader)
-            for method, values in scores.items()
+            Cell(score_text(scores[method], highest), bold=method == leader)
+            if method in scores
+            else Cell(MISSING)
+            for method in results
         ]
         rows.append([Cell(f"{task} (of {highest:g})"), *cells])
     return Grid(["score", *results], rows)
@@ -95,14 +98,15 @@ def vlm_json(results: VlmResults) -> dict[str, Any]:
 
 
 def _tasks(results: VlmResults) -> dict[str, float]:
-    first = next(iter(results.values()))[0]
-    return {task: result.highest for task, result in first.items()}
+    return {task: result.highest for runs in results.values() for task, result in runs[0].items()}
 
 
 def _scores(results: VlmResults, task: str) -> dict[str, NDArray[np.float64]]:
     """(S, M) samples of each method's runs."""
     return {
-        method: np.stack([run[task].samples for run in runs]) for method, runs in results.items()
+        method: np.stack([run[task].samples for run in runs])
+        for method, runs in results.items()
+        if task in runs[0]
     }
 
 

@@ -14,7 +14,7 @@ from hive_vision.models.vlm import VlmInputs, export_vlm, vlm_card
 from hive_vision.training.arguments import FinetuneArguments
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.callbacks import InterruptCallback
-from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.foundations import ensure_vlm_data
 from hive_vision.training.hardware import peak_memory
 from hive_vision.training.job import Job, run_job
 from hive_vision.training.processes import on_main, on_main_apart
@@ -44,7 +44,7 @@ def finetune(
 
     def work(run: RunFolder, watchdog: Watchdog, interrupt: InterruptCallback) -> dict[str, Any]:
         if arguments.miniature is not None:
-            on_main_apart(ensure_miniature, arguments.miniature)
+            on_main_apart(ensure_vlm_data, arguments.miniature)
         job = FinetuneJob(arguments, run, watchdog, interrupt)
         on_main(run.create)
         return job.finish(job.train_stages())

@@ -43,11 +43,12 @@ from transformers import (
 )
 
 from hive_vision.conversation import IMAGE_TOKEN
-from hive_vision.data.miniature import MiniatureData, build_miniature_data
+from hive_vision.data.miniature import MiniatureData, build_miniature_data, build_vlm_data
 from hive_vision.folders import flatten, written_aside
 
 logger = logging.getLogger(__name__)
 
+VLM_QUESTIONS = 400  # in each benchmark, where there are scenes enough
 _PAD, _BOS, _EOS = "<pad>", "<s>", "</s>"
 _PATCH_SIZE = 8
 _HEADS, _KEY_VALUE_HEADS = 4, 2
@@ -145,6 +146,21 @@ def ensure_miniature(settings: MiniatureSettings) -> Path:
         build_miniature_data(data, settings.data)
     if not foundations.exists():
         train_foundations(data, foundations, settings.foundations)
+    return folder
+
+
+def ensure_vlm_data(settings: MiniatureSettings) -> Path:
+    """Build what is missing of the miniature, with its conversations and VLM benchmarks.
+
+    Returns:
+        The folder; `vlm/` in it is what `build_vlm_data` writes.
+
+    Raises:
+        ValueError: as `ensure_miniature`.
+    """
+    folder = ensure_miniature(settings)
+    if not (folder / "vlm").is_dir():
+        build_vlm_data(folder / "data", folder / "vlm", VLM_QUESTIONS, settings.data.seed)
     return folder
 
 

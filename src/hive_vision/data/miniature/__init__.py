@@ -5,5 +5,6 @@ from hive_vision.data.miniature.build import (
     MiniatureData,
     build_miniature_data,
 )
+from hive_vision.data.miniature.vlm import build_vlm_data
 
-__all__ = ["CLASSIFICATION_SETS", "MiniatureData", "build_miniature_data"]
+__all__ = ["CLASSIFICATION_SETS", "MiniatureData", "build_miniature_data", "build_vlm_data"]

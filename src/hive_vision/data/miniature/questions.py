@@ -60,7 +60,7 @@ class Questioner:
     def ask(self, things: Sequence[Thing]) -> Question:
         """Return a question about a scene with these objects, of the type asked least so far."""
         candidates = [
-            *_existence(self._rng, things),
+            *existence(self._rng, things),
             *_counting(things),
             *_attribute(things),
             *_relation(things),
@@ -97,7 +97,7 @@ def describe(thing: Thing, leave_out: str = "") -> str:
     return " ".join([*words, thing.kind if leave_out == "name" else thing.name])
 
 
-def _existence(rng: np.random.Generator, things: Sequence[Thing]) -> list[Question]:
+def existence(rng: np.random.Generator, things: Sequence[Thing]) -> list[Question]:
     """Ask for one thing that is there and one that is not, drawn from the same distribution."""
     thing = things[int(rng.integers(len(things)))]
     form = pick(rng, ("name", "colour", "texture") if thing.kind == "shape" else ("name", "colour"))
@@ -164,14 +164,14 @@ def _relation(things: Sequence[Thing]) -> list[Question]:
     questions = []
     for (first_words, first), (second_words, second) in permutations(unique.items(), 2):
         for direction, step in DIRECTIONS.items():
-            towards = _is_towards(first, second, step)
+            towards = is_towards(first, second, step)
             if towards is not None:
                 text = f"is the {first_words} {direction} the {second_words}?"
                 questions.append(Question(text, "yes" if towards else "no", "relation", direction))
     return questions
 
 
-def _is_towards(first: Thing, second: Thing, step: tuple[int, int]) -> bool | None:
+def is_towards(first: Thing, second: Thing, step: tuple[int, int]) -> bool | None:
     """Say whether `first` lies in a direction from `second`; None where they overlap in it."""
     axis = 0 if step[0] else 1
     before = first.box[axis + 2] <= second.box[axis]
