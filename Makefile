@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint clean
+.PHONY: help install demo test test-faults test-eval lint clean
 
 help:
 	@echo "make demo   the paper in miniature: base, sa, cascaded and hive side by side (CPU, offline)"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make test-faults  runs killed at 25 random times end with the same weights"
+	@echo "make test-eval  VLM benchmarks through lmms-eval, in an environment of its own"
 	@echo "make clean  remove .venv and the demo's runs"
 
 # Exact versions (constraints.txt) so that everyone runs what was tested.
@@ -34,5 +35,16 @@ test: lint
 test-faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/faults
 
+# lmms-eval wants another protobuf than the tokenizer that mobilellm needs.
+.venv-eval/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-eval
+	grep -v -e '^protobuf==' -e '^sentencepiece==' constraints.txt > .venv-eval/constraints.txt
+	.venv-eval/bin/python -m pip install --quiet --constraint .venv-eval/constraints.txt \
+		--editable ".[eval]" pytest
+	@touch $@
+
+test-eval: .venv-eval/installed
+	OMP_NUM_THREADS=1 .venv-eval/bin/python -m pytest tests/harness
+
 clean:
-	rm -rf .venv runs/demo
+	rm -rf .venv .venv-eval runs/demo
