@@ -8,6 +8,7 @@ import pytest
 from hive_vision.cli import main
 from tests.cli.helpers import failure
 from tests.conftest import write_image_folder
+from tests.training.conftest import write_conversations
 
 
 @pytest.fixture
@@ -147,6 +148,22 @@ class TestShow:
         assert text.count("[</s>]") == 3
         assert "in [brackets]" in text
         assert "\x1b" not in text
+
+    def test_conversations(
+        self, capsys: pytest.CaptureFixture[str], backbone_folders: dict[str, Path], tmp_path: Path
+    ) -> None:
+        chat = write_conversations(tmp_path / "chat")
+        models = [
+            f"model.vision={backbone_folders['siglip']}",
+            f"model.language={backbone_folders['llama']}",
+            "model.chat_template=llava",
+        ]
+        data = [f"data.stage2.train={chat}", "data.stage2.holdout=0.2"]
+        main(["data", "show", "vlm-paper", *models, *data, "stage=stage2", "samples=19"])
+        text = " ".join(capsys.readouterr().out.split())  # paths of tests are long
+        assert "no image" in text
+        assert "20 x 16, 20 x 16 pixels" in text
+        assert "<image> x16" in text
 
     def test_wrong_number(self, capsys: pytest.CaptureFixture[str], overrides: list[str]) -> None:
         assert "samples is '-1'" in failure(capsys, "data", "show", *overrides, "samples=-1")

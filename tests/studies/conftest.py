@@ -1,5 +1,5 @@
 """Recipes on tiny models, as the tests of training have them."""
 
-from tests.training.conftest import recipe
+from tests.training.conftest import recipe, vlm_recipe
 
-__all__ = ["recipe"]
+__all__ = ["recipe", "vlm_recipe"]

@@ -1,7 +1,9 @@
 """The data of a recipe, checked and shown: against the trainer itself, and through the commands."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from hive_vision.models.processing import HiveProcessor
 from hive_vision.studies.data_checks import first_batches, token_text, verify_data
 from hive_vision.training.arguments import PretrainArguments
 from hive_vision.training.callbacks import InterruptCallback
-from hive_vision.training.pretrain import Job
+from hive_vision.training.pretrain import PretrainJob
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.run_data import load_run_data
 from hive_vision.training.run_folder import RunFolder
@@ -52,7 +54,9 @@ class TestShow:
         )
         run = RunFolder(arguments)
         run.create()
-        job = Job(arguments, run, Watchdog(run.path, 0, 1, 0), InterruptCallback(grace_seconds=60))
+        job = PretrainJob(
+            arguments, run, Watchdog(run.path, 0, 1, 0), InterruptCallback(grace_seconds=60)
+        )
         stage = job.stages["stage1"]
         trainer = job.trainer("stage1", stage, apply_rules(job.model, stage.rules))
         expected, uses, shapes = [], [], []
@@ -98,11 +102,27 @@ class TestShow:
         for sample in shown:
             text = "".join(text for text, use in sample.tokens if use == "learned")
             caption = text.removesuffix("</s>").replace("·", " ").strip()
-            assert caption in captions[sample.image]
-            assert sample.size == (32, 32)
+            assert caption in captions[sample.source]
+            assert sample.sizes == [(32, 32)]
         replaced = [line for sample in shown for line in sample.replaces]
         assert any("cannot identify" in line for line in replaced)
         assert any("empty caption" in line for line in replaced)
+
+    def test_conversations_as_the_trainer_sees_them(self, vlm_recipe: Any) -> None:
+        arguments = vlm_recipe(micro_batch_size=2)
+        batches = list(first_batches(arguments, 4, "stage2"))
+        shown = [sample for batch in batches for sample in batch.samples]
+        assert [len(batch.samples) for batch in batches] == [2, 2]
+        for sample in shown:
+            there = (text for text, use in sample.tokens if use != "padding")
+            text = "".join(there).replace("·", "")
+            assert text.count("<image>") == 16 * len(sample.sizes)
+            learned = "".join(text for text, use in sample.tokens if use == "learned")
+            assert learned.count("</s>") == text.count("ASSISTANT:") > 0
+            assert re.search(r"chat\.json row \d+$", sample.source)
+        assert {len(sample.sizes) for sample in shown} > {0}
+        with pytest.raises(ValueError, match="unknown stage 'stage3'"):
+            list(first_batches(arguments, 1, "stage3"))
 
     def test_tokens_show_their_spaces(self) -> None:
         tokenizer = make_tokenizer()

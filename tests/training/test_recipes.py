@@ -18,6 +18,7 @@ from hive_vision.training.arguments import (
 )
 from hive_vision.training.recipes import (
     FINETUNE,
+    load_any_recipe,
     load_finetune_recipe,
     load_recipe,
     recipe_names,
@@ -319,3 +320,15 @@ class TestFinetuning:
         same = dataclasses.replace(other, model=paper.model, output=paper.output)
         assert same == paper
         assert other.model.language == "HuggingFaceTB/SmolLM2-360M-Instruct"
+
+    def test_either_kind_by_its_content(self, minimal: Path, tmp_path: Path) -> None:
+        assert isinstance(load_any_recipe("vlm-paper", ["seed=3"]), FinetuneArguments)
+        assert isinstance(load_any_recipe("debug"), PretrainArguments)
+        assert isinstance(load_any_recipe(minimal), PretrainArguments)
+        copy = tmp_path / "copy.yaml"
+        copy.write_text(recipe_path("vlm-paper", FINETUNE).read_text())
+        assert load_any_recipe(copy) == load_finetune_recipe("vlm-paper")
+        broken = tmp_path / "broken.yaml"
+        broken.write_text("a: [")
+        with pytest.raises(ValueError, match="not valid YAML"):
+            load_any_recipe(broken)

@@ -59,10 +59,13 @@ batches. Tokens that are learned are green, all others dim; padding is <pad> and
 colours, learned tokens stand in [brackets].
 
   hive-vision data show debug method=sa samples=4
+  hive-vision data show vlm-miniature stage=stage2
 
-  RECIPE             a recipe of the package ({recipes}) or a YAML file
+  RECIPE             a recipe of the package ({recipes}),
+                     one of hive-vision finetune, or a YAML file
   samples=NUMBER     how many (8)
-  key=value          other recipe keys, as for hive-vision pretrain
+  stage=STAGE        of which stage (the first that has steps to do)
+  key=value          other recipe keys, as for hive-vision pretrain or finetune
 """
 
 
@@ -185,22 +188,21 @@ def _show(arguments: list[str]) -> None:
 
     from hive_vision.reporting.data_checks import share_line, token_line
     from hive_vision.studies.data_checks import first_batches
-    from hive_vision.training.recipes import load_recipe
+    from hive_vision.training.recipes import load_any_recipe
 
     recipe, *overrides = arguments
-    count = _take_number(overrides, "samples", 8)
+    count, stage = _take_number(overrides, "samples", 8), _take(overrides, "stage")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     colour = console.color_system is not None and not console.no_color
     everything = []
-    for batch in first_batches(load_recipe(recipe, overrides), count):
+    for batch in first_batches(load_any_recipe(recipe, overrides), count, stage):
         shape = " x ".join(map(str, batch.pixel_values))
         console.print(f"micro-batch: images {shape}", style="bold", markup=False)
         for sample in batch.samples:
             everything += sample.tokens
-            width, height = sample.size
-            console.print(
-                f"\nsample {sample.number}  {sample.image}  {width} x {height} pixels", markup=False
-            )
+            sizes = [f"{width} x {height}" for width, height in sample.sizes]
+            pixels = f"{', '.join(sizes)} pixels" if sizes else "no image"
+            console.print(f"\nsample {sample.number}  {sample.source}  {pixels}", markup=False)
             for replaced in sample.replaces:
                 console.print(f"  in place of {replaced}", markup=False, style="yellow")
             console.print(token_line(sample.tokens, colour))

@@ -389,11 +389,16 @@ class InstructionDataset(ReplacingDataset[Instruction]):
         columns = [tokens.data.column(name) for tokens in self._tokens]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks])
 
+    def name_of(self, row: int) -> str:
+        """What to call a sample in messages."""
+        part = bisect_right(self._first_rows, row) - 1
+        return f"{self._sources[part].name} row {row - self._first_rows[part]}"
+
     def read(self, row: int, bad: list[UnusableSampleError]) -> Instruction:
         """Read a sample that takes the place of those that could not be used."""
         part = bisect_right(self._first_rows, row) - 1
         source, inside = self._sources[part], row - self._first_rows[part]
-        name = f"{source.name} row {inside}"
+        name = self.name_of(row)
         if row in self.problems:
             raise UnusableSampleError(row, name, self.problems[row])
         ids, learned = (column[inside].as_py() for column in self._token_ids[part])

@@ -1,8 +1,9 @@
 """The data of a recipe before it is trained on: what cannot be used, and what a model is given."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hive_vision.data.collators import CaptionCollator
+from hive_vision.data.collators import CaptionCollator, InstructionCollator
 from hive_vision.data.quarantine import write_quarantine
 from hive_vision.data.sampler import LengthBucketedSampler
 from hive_vision.data.sources import CaptionSource
@@ -18,11 +19,18 @@ from hive_vision.data.verification import Inspection, caption_lengths, inspect_s
 from hive_vision.folders import write_json
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.models.self_attention_baseline import image_token_id
+from hive_vision.naming import unknown_name
 from hive_vision.studies.plan import build_on_meta
-from hive_vision.training.arguments import PretrainArguments, StageArguments
-from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.arguments import FinetuneArguments, PretrainArguments, StageArguments
+from hive_vision.training.finetune import vlm_inputs
+from hive_vision.training.foundations import ensure_miniature, ensure_vlm_data
 from hive_vision.training.hardware import split_batch
-from hive_vision.training.run_data import load_run_data, open_parts
+from hive_vision.training.run_data import (
+    RunData,
+    load_instruction_data,
+    load_run_data,
+    open_parts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +84,15 @@ class ShownSample:
 
     Attributes:
         number: Of the sample, as in bad_samples.jsonl.
-        image: What its source calls the image.
-        size: Width and height of the image before the encoder's processor.
+        source: What its source calls the image, or the conversation.
+        sizes: Width and height of its images before the encoder's processor.
         tokens: Text of each token and what it is there for: learned, read or padding.
         replaces: Bad samples that it stands for, with the reason.
     """
 
     number: int
-    image: str
-    size: tuple[int, int]
+    source: str
+    sizes: list[tuple[int, int]]
     tokens: list[tuple[str, str]]
     replaces: list[str]
 
@@ -102,16 +110,64 @@ class ShownBatch:
     samples: list[ShownSample]
 
 
-def first_batches(arguments: PretrainArguments, count: int) -> Iterator[ShownBatch]:
+@dataclass(frozen=True)
+class _Feed:
+    """What a stage's trainer is fed with."""
+
+    stage: StageArguments
+    data: RunData[Any]
+    collator: CaptionCollator | InstructionCollator
+    tokenizer: Any
+    name: Callable[[int], str]
+
+
+def first_batches(
+    arguments: PretrainArguments | FinetuneArguments, count: int, stage: str | None = None
+) -> Iterator[ShownBatch]:
     """Make the first batches of a run, as its trainer makes them in one process.
 
     Args:
         arguments: The recipe.
         count: How many samples are wanted.
+        stage: Of which stage; the first with steps to do if not given.
 
     Raises:
         ValueError: If data, models or recipe do not fit together.
     """
+    if stage is not None and stage not in arguments.stages:
+        raise ValueError(unknown_name("stage", stage, arguments.stages))
+    if isinstance(arguments, FinetuneArguments):
+        feed = _conversations(arguments, stage)
+    else:
+        feed = _captions(arguments, stage)
+    micro, _ = split_batch(feed.stage.batch_size, arguments.micro_batch_size, 1)
+    train = feed.data.train
+    sampler = LengthBucketedSampler(
+        train.lengths,
+        batch_size=feed.stage.batch_size,
+        num_batches=-(-count // feed.stage.batch_size),
+        seed=arguments.seed,
+        parts=train.parts,
+    )
+    rows = iter(sampler)
+    while count > 0:
+        samples = [train[row] for row in islice(rows, micro)]
+        batch = feed.collator(samples)
+        shown = [
+            ShownSample(
+                sample["sample_id"],
+                feed.name(sample["sample_id"]),
+                [image.size for image in sample.get("images", [sample.get("image")])],
+                _tokens(feed.tokenizer, batch, place),
+                [f"{bad.source}: {bad.reason}" for bad in sample["bad_samples"]],
+            )
+            for place, sample in enumerate(samples[:count])
+        ]
+        yield ShownBatch(tuple(batch["pixel_values"].shape), shown)
+        count -= len(shown)
+
+
+def _captions(arguments: PretrainArguments, stage: str | None) -> _Feed:
     if arguments.miniature is not None:
         ensure_miniature(arguments.miniature)
     processor = _processor(arguments, arguments.data.max_text_tokens)
@@ -122,33 +178,30 @@ def first_batches(arguments: PretrainArguments, count: int) -> Iterator[ShownBat
         processor.tokenizer.pad_token_id,
         _image_tokens(arguments, processor),
     )
-    stage = _first_stage(arguments, data.samples)
-    micro, _ = split_batch(stage.batch_size, arguments.micro_batch_size, 1)
-    sampler = LengthBucketedSampler(
-        data.train.lengths,
-        batch_size=stage.batch_size,
-        num_batches=-(-count // stage.batch_size),
-        seed=arguments.seed,
-        parts=data.train.parts,
+    chosen = stage or _first_stage(arguments.stages, data.samples)
+    name = partial(_image_name, sources)
+    return _Feed(arguments.stages[chosen], data, collator, processor.tokenizer, name)
+
+
+def _conversations(arguments: FinetuneArguments, stage: str | None) -> _Feed:
+    if arguments.miniature is not None:
+        ensure_vlm_data(arguments.miniature)
+    inputs = vlm_inputs(arguments.model)
+    chosen = stage or _first_stage(arguments.stages, samples=1)
+    data = load_instruction_data(getattr(arguments.data, chosen), inputs.form, inputs.image_tokens)
+    processor = inputs.processor
+    collator = InstructionCollator(
+        processor.image_processor,
+        processor.tokenizer.pad_token_id,
+        inputs.form.image_token_id,
+        inputs.image_tokens,
     )
-    rows = iter(sampler)
-    while count > 0:
-        samples = [data.train[row] for row in islice(rows, micro)]
-        batch = collator(samples)
-        shown = []
-        for place, sample in enumerate(samples[:count]):
-            number = sample["sample_id"]
-            shown.append(
-                ShownSample(
-                    number,
-                    _image_name(sources, number),
-                    sample["image"].size,
-                    _tokens(processor, batch, place),
-                    [f"{bad.source}: {bad.reason}" for bad in sample["bad_samples"]],
-                )
-            )
-        yield ShownBatch(tuple(batch["pixel_values"].shape), shown)
-        count -= len(shown)
+    return _Feed(arguments.stages[chosen], data, collator, processor.tokenizer, data.train.name_of)
+
+
+def _first_stage(stages: Mapping[str, StageArguments], samples: int) -> str:
+    """The first stage that has steps to do."""
+    return next((name for name in stages if stages[name].steps(samples) > 0), min(stages))
 
 
 def _processor(arguments: PretrainArguments, max_text_tokens: int) -> HiveProcessor:
@@ -156,12 +209,6 @@ def _processor(arguments: PretrainArguments, max_text_tokens: int) -> HiveProces
     return HiveProcessor.from_backbones(
         model.vision, model.language, max_text_tokens=max_text_tokens
     )
-
-
-def _first_stage(arguments: PretrainArguments, samples: int) -> StageArguments:
-    """The first stage that has steps to do."""
-    stages = list(arguments.stages.values())
-    return next((stage for stage in stages if stage.steps(samples) > 0), stages[0])
 
 
 def _image_tokens(arguments: PretrainArguments, processor: HiveProcessor) -> tuple[int, ...]:
@@ -181,15 +228,13 @@ def _image_name(sources: list[CaptionSource], number: int) -> str:
     raise AssertionError(number)
 
 
-def _tokens(
-    processor: HiveProcessor, batch: dict[str, Tensor], place: int
-) -> list[tuple[str, str]]:
+def _tokens(tokenizer: Any, batch: dict[str, Tensor], place: int) -> list[tuple[str, str]]:
     """Text and use of each token of a sample in a batch."""
     rows = (batch[name][place].tolist() for name in ("input_ids", "attention_mask", "labels"))
     tokens = []
     for token, attended, label in zip(*rows, strict=True):
         use = PADDING if not attended else READ if label < 0 else LEARNED
-        tokens.append((token_text(processor.tokenizer, token), use))
+        tokens.append((token_text(tokenizer, token), use))
     return tokens
 
 

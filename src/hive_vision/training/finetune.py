@@ -11,7 +11,7 @@ from hive_vision.data.collators import InstructionCollator
 from hive_vision.folders import write_json
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from hive_vision.models.vlm import VlmInputs, export_vlm, vlm_card
-from hive_vision.training.arguments import FinetuneArguments
+from hive_vision.training.arguments import FinetuneArguments, VlmArguments
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.foundations import ensure_vlm_data
@@ -59,10 +59,7 @@ class FinetuneJob(Job[FinetuneArguments]):
 
     def load_processor(self) -> LlavaProcessor:
         """Join image processor and tokenizer; the chat template is the exported one."""
-        model = self.arguments.model
-        self.inputs = VlmInputs.from_backbones(
-            model.vision, model.language, _template(model.chat_template)
-        )
+        self.inputs = vlm_inputs(self.arguments.model)
         return self.inputs.processor
 
     def load_data(self) -> Mapping[str, RunData[Any]]:
@@ -131,6 +128,15 @@ class FinetuneJob(Job[FinetuneArguments]):
         results["peak_memory_bytes"] = peak_memory()
         on_main(lambda: write_json(self.run.path / "results.json", results))
         return results
+
+
+def vlm_inputs(model: VlmArguments) -> VlmInputs:
+    """Load what prepares images and conversations for a recipe's model.
+
+    Raises:
+        ValueError: If something is missing, or cannot be used together.
+    """
+    return VlmInputs.from_backbones(model.vision, model.language, _template(model.chat_template))
 
 
 def _template(given: str | None) -> str | None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import yaml
+
 from hive_vision.naming import unknown_name
 from hive_vision.settings import read_settings
 from hive_vision.training.arguments import FinetuneArguments, PretrainArguments
@@ -59,3 +61,26 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> PretrainAr
 def load_finetune_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> FinetuneArguments:
     """Read a recipe of fine-tuning, as ``load_recipe`` does those of pre-training."""
     return read_settings(FinetuneArguments, overrides, recipe_path(recipe, FINETUNE))
+
+
+def load_any_recipe(
+    recipe: str | Path, overrides: Sequence[str] = ()
+) -> PretrainArguments | FinetuneArguments:
+    """Read a recipe of either kind: one of fine-tuning has data for each stage.
+
+    Args:
+        recipe: Name of a recipe of the package, or a YAML file.
+        overrides: As for ``load_recipe``.
+
+    Raises:
+        ValueError: As ``load_recipe``.
+    """
+    if str(recipe) in recipe_names(FINETUNE):
+        return load_finetune_recipe(recipe, overrides)
+    path = recipe_path(recipe)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+        is_finetuning = bool({"stage1", "stage2"} & set(data))
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        is_finetuning = False  # whatever is wrong with it, the reader says
+    return (load_finetune_recipe if is_finetuning else load_recipe)(recipe, overrides)
