@@ -159,7 +159,7 @@ class TestShow:
             "model.chat_template=llava",
         ]
         data = [f"data.stage2.train={chat}", "data.stage2.holdout=0.2"]
-        main(["data", "show", "vlm-paper", *models, *data, "stage=stage2", "samples=19"])
+        main(["data", "show", "vlm-paper", *models, *data, "stage=stage2", "samples=64"])
         text = " ".join(capsys.readouterr().out.split())  # paths of tests are long
         assert "no image" in text
         assert "20 x 16, 20 x 16 pixels" in text
