@@ -1,7 +1,8 @@
 """Run by torchrun in test_several_processes.py: several runs, one after another.
 
 Usage: several_processes.py RECIPE FOLDER NAME[:STAGE:STEP][,key=value...] ...
-A STAGE and STEP stop the run there first, then it goes on.
+A STAGE and STEP stop the run there first, then it goes on. With finetune=RECIPE it is that recipe
+of fine-tuning.
 """
 
 import json
@@ -17,9 +18,10 @@ from hive_vision.studies.regression_guard import RegressionGuard
 from hive_vision.training.callbacks import InterruptCallback
 from hive_vision.training.checkpoints import last_checkpoint
 from hive_vision.training.errors import InterruptedRunError
+from hive_vision.training.finetune import finetune
 from hive_vision.training.pretrain import PretrainJob, pretrain
 from hive_vision.training.processes import gather_lists, leave_processes, on_main
-from hive_vision.training.recipes import load_recipe
+from hive_vision.training.recipes import load_finetune_recipe, load_recipe
 from hive_vision.training.run_folder import RunFolder
 from hive_vision.training.trainer import HiveTrainer
 from hive_vision.training.watchdog import Watchdog
@@ -60,6 +62,10 @@ def main(recipe, folder, scenarios):
     for scenario in scenarios:
         spec, *overrides = scenario.split(",")
         name, *stop = spec.split(":")
+        if overrides and overrides[0].startswith("finetune="):
+            vlm = overrides.pop(0).removeprefix("finetune=")
+            finetune(load_finetune_recipe(vlm, [*overrides, f"output={folder}/{name}"]))
+            continue
         arguments = load_recipe(recipe, [*overrides, f"output={folder}/{name}"])
         if stop:
             try:

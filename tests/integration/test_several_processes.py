@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from hive_vision.folders import check_folder
 from tests.evaluation.helpers import write_colours
 from tests.integration import several_processes
+from tests.training.conftest import VLM_RULES, write_conversations
 
 HERE = Path(__file__).parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -73,13 +74,16 @@ def launch(*arguments, **options):
 # Its head is sharded apart from everything else, and 10 held-out captions in batches of 4 leave
 # the second process without any at the end.
 UNTIED = "untied,micro_batch_size=4,model.language={olmo2}"
+# Conversations of which a third have no image: often one process's whole micro-batch.
+VLM = "vlm,finetune={vlm}"
 SCENARIOS = {
-    "one": ["hive", "sa,method=sa", "cascaded,method=cascaded", UNTIED],
+    "one": ["hive", "sa,method=sa", "cascaded,method=cascaded", UNTIED, VLM],
     "ddp": [
         "hive",
         "stopped:stage2:2,probe_after_stage=[{colours}]",
         "sa,method=sa,gradient_checkpointing=true",
         "cascaded,method=cascaded,micro_batch_size=4",
+        VLM,
     ],
     "fsdp2": [
         "hive,sharding=fsdp2",
@@ -91,15 +95,38 @@ SCENARIOS = {
 }
 
 
+def write_vlm_recipe(folder, backbone_folders):
+    data = {"train": str(write_conversations(folder / "chat", 40)), "holdout": 0.2}
+    recipe = {
+        "output": "unused",
+        "model": {
+            "vision": str(backbone_folders["siglip"]),
+            "language": str(backbone_folders["llama"]),
+            "chat_template": "llava",
+        },
+        "data": {"stage1": data, "stage2": data},
+        **{
+            f"stage{number}": {"rules": rules, "max_steps": 4, "batch_size": 4}
+            for number, rules in enumerate(VLM_RULES, start=1)
+        },
+        "micro_batch_size": 2,
+        "log_every": 1,
+    }
+    path = folder / "vlm.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
 @pytest.fixture(scope="module")
 def runs(recipe_file, backbone_folders):
     """All scenarios: with one process, with two, with two that share the weights."""
     root = recipe_file.parent
     colours = write_colours(root / "colours", 60, 120)
     olmo2 = backbone_folders["olmo2"]
+    vlm = write_vlm_recipe(root, backbone_folders)
     for kind, names in SCENARIOS.items():
         (root / kind).mkdir()
-        scenarios = [name.format(olmo2=olmo2, colours=colours) for name in names]
+        scenarios = [name.format(olmo2=olmo2, colours=colours, vlm=vlm) for name in names]
         if kind == "one":
             several_processes.main(recipe_file, root / kind, scenarios)
             continue
@@ -137,6 +164,15 @@ def test_the_encoder_is_probed_by_one_process(runs):
     """And the others go on with what it found."""
     stages = json.loads((runs / "ddp" / "stopped" / "results.json").read_text())["stages"]
     assert [set(stage.get("probe", ())) for stage in stages] == [set(), set(), {"colours"}]
+
+
+def test_text_only_batches_of_one_process_harm_nothing(runs):
+    """Nobody waits for a gradient of the connector that the other process does not have."""
+    one, two = runs / "one" / "vlm", runs / "ddp" / "vlm"
+    assert losses(two) == pytest.approx(losses(one), rel=LOSS_TOLERANCE)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=3e-2)
 
 
 def test_sharded_head_of_its_own(runs):
