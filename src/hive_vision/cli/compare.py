@@ -2,6 +2,8 @@
 
 import sys
 
+from hive_vision.cli.reports import show_report
+
 HELP = """\
 usage: hive-vision compare STUDY.yaml [key=value ...]
 
@@ -27,15 +29,11 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(HELP)
         sys.stdout.write(settings_parser(CompareArguments).format_help().partition("\n\n")[2])
         return
-    from rich.console import Console
-
-    from hive_vision.folders import write_text
     from hive_vision.reporting.figures import layer_figure, save_figure
     from hive_vision.reporting.probe_tables import (
         layer_report,
         probe_report,
         search_grid,
-        to_markdown,
     )
 
     path, *overrides = arguments
@@ -55,9 +53,4 @@ def run(arguments: list[str]) -> None:
         save_figure(layer_figure(accuracies, layer_note.partition(". ")[0]), output / "layers")
     if found.search:
         grids.append(search_grid(found.search))
-    write_text(output / "table.md", to_markdown(note, grids))
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for grid in grids:
-        console.print(grid.to_rich())
-    console.print(note)
-    console.print(f"written to {output}", soft_wrap=True)
+    show_report((note, grids), output)

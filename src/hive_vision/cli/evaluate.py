@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hive_vision.cli.reports import show_report
+
 if TYPE_CHECKING:
     from hive_vision.evaluation.vlm_benchmarks import EvaluateArguments
 
@@ -37,24 +39,15 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(HELP)
         sys.stdout.write(settings_parser(EvaluateArguments).format_help().partition("\n\n")[2])
         return
-    from rich.console import Console
-
-    from hive_vision.folders import write_json, write_text
-    from hive_vision.reporting.probe_tables import to_markdown
+    from hive_vision.folders import write_json
     from hive_vision.reporting.vlm_tables import vlm_json, vlm_report
     from hive_vision.studies.vlm import compare_vlms
 
     models, output, settings = parse(arguments)
     output.mkdir(parents=True, exist_ok=True)
     results = compare_vlms(models, output, settings)
-    note, grids = vlm_report(results)
     write_json(output / "results.json", vlm_json(results))
-    write_text(output / "table.md", to_markdown(note, grids))
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for grid in grids:
-        console.print(grid.to_rich())
-    console.print(note)
-    console.print(f"written to {output}", soft_wrap=True)
+    show_report(vlm_report(results), output)
 
 
 def parse(

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from hive_vision.cli.reports import show_report
+
 if TYPE_CHECKING:
     from hive_vision.evaluation.arguments import ProbeArguments
     from hive_vision.evaluation.probe import ProbeResult
-    from hive_vision.reporting.probe_tables import Grid
 
     # Set -> line of its figure -> results along it.
     Curves: TypeAlias = Mapping[str, Mapping[str, Sequence[ProbeResult]]]
@@ -168,7 +169,7 @@ def _compare(
 
     results = compare_encoders(encoders, names, probe)
     _write(output, results_json(results))
-    _show(probe_report(results), output)
+    show_report(probe_report(results), output)
 
 
 def _layers(
@@ -183,7 +184,7 @@ def _layers(
     accuracies = _each(found, lambda result: result.accuracy)
     figure = layer_figure(accuracies, how_found(_first(found), every_layer=True))
     save_figure(figure, output / "layers")
-    _show(layer_report(found), output)
+    show_report(layer_report(found), output)
     sys.stdout.write(f"figure: {output / 'layers.png'}\n")
 
 
@@ -213,7 +214,7 @@ def _interpolate(
     accuracies = _each(found, lambda result: result.accuracy)
     figure = interpolation_figure(alphas, accuracies, how_found(_first(found)))
     save_figure(figure, output / "interpolation")
-    _show(interpolation_report(alphas, found), output)
+    show_report(interpolation_report(alphas, found), output)
     sys.stdout.write(f"figure: {output / 'interpolation.png'}\n")
 
 
@@ -234,19 +235,3 @@ def _write(output: Path, content: dict[str, Any]) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", content)
-
-
-def _show(report: tuple[str, Sequence["Grid"]], output: Path) -> None:
-    """Print tables with what they mean, and write them as Markdown."""
-    from rich.console import Console
-
-    from hive_vision.folders import write_text
-    from hive_vision.reporting.probe_tables import to_markdown
-
-    note, grids = report
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    for grid in grids:
-        console.print(grid.to_rich())
-    console.print(note)
-    write_text(output / "table.md", to_markdown(note, grids))
-    console.print(f"written to {output}", soft_wrap=True)
