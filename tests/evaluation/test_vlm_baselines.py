@@ -9,7 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hive_vision.data.miniature import MiniatureData, build_miniature_data, build_vlm_data
-from hive_vision.evaluation.vlm_baselines import COPIES, blind_copies, majority_answers
+from hive_vision.evaluation.vlm_baselines import (
+    COPIES,
+    _vqa_accuracy,
+    blind_copies,
+    majority_answers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,12 @@ class TestMajority:
 
     def test_copies_that_are_not_there(self, tmp_path: Path) -> None:
         assert majority_answers(tmp_path, ["mme", "gqa"]) == {}
+
+    @pytest.mark.parametrize(("said", "share"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0)])
+    def test_an_annotator_does_not_confirm_himself(self, said: int, share: float) -> None:
+        """The published values of VQA accuracy for so many of ten."""
+        given = ["red"] * said + ["blue"] * (10 - said)
+        assert _vqa_accuracy("red", given) == pytest.approx(share)
 
 
 class TestBlind:
