@@ -198,8 +198,8 @@ class TestSelection:
     def test_held_out(self, llava_data: Instructions) -> None:
         rest, held_out = split_off(llava_data, 0.5, least=1)
         assert (len(rest), len(held_out)) == (2, 2)
-        both = [*rest.conversations.to_pylist(), *held_out.conversations.to_pylist()]
-        assert sorted(map(str, both)) == sorted(map(str, llava_data.conversations.to_pylist()))
+        both = [*rest.conversations["turns"], *held_out.conversations["turns"]]
+        assert sorted(map(str, both)) == sorted(map(str, llava_data.conversations["turns"]))
         again = split_off(llava_data, 0.5, least=1)
         assert again[1].fingerprint == held_out.fingerprint != rest.fingerprint
         with pytest.raises(ValueError, match="has 4 conversations, of which 4 would be held out"):

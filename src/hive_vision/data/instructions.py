@@ -73,7 +73,7 @@ class Instructions:
 
     Args:
         name: What to call them: path, and split unless that is ``train``.
-        conversations: (M,) lists of turns as they are stored.
+        conversations: (M,) in column ``turns``, as they are stored.
         images: Where images are read from.
         image_rows: Rows of all conversations' images there, one after another.
         first_image: (M + 1,) where each conversation's images begin among them.
@@ -81,7 +81,7 @@ class Instructions:
     """
 
     name: str
-    conversations: pa.ChunkedArray
+    conversations: datasets.Dataset
     images: ColumnImages
     image_rows: NDArray[np.int64]
     first_image: NDArray[np.int64]
@@ -99,6 +99,11 @@ class Instructions:
         """Keep the first conversations."""
         return self.select(np.arange(count))
 
+    def stored_turns(self, row: int) -> list[dict[str, str]]:
+        """Give a conversation's turns as they are stored."""
+        turns: list[dict[str, str]] = self.conversations[row]["turns"]
+        return turns
+
     def rows_of_images(self, row: int) -> list[int]:
         """Give the stored rows of a conversation's images."""
         first, last = self.first_image[row : row + 2]
@@ -111,7 +116,7 @@ class Instructions:
         chosen = np.repeat(self.first_image[rows] - first[:-1], counts) + np.arange(first[-1])
         return replace(
             self,
-            conversations=self.conversations.take(pa.array(rows)),
+            conversations=self.conversations.select(rows),
             image_rows=self.image_rows[chosen],
             first_image=first,
             fingerprint=hash_parts(self.fingerprint.encode(), b"rows", rows.tobytes()),
@@ -151,7 +156,10 @@ def open_instructions(source: InstructionSource) -> Instructions:
     images, rows, first = _images(data, source, root)
     facts = [*_hash_turns(conversations), *(hash_column(column) for column in images.facts())]
     fingerprint = hash_parts(*facts, rows.tobytes(), first.tobytes())
-    return Instructions(name, conversations, images, rows, first, fingerprint)
+    own = data.select_columns([source.conversation_column])
+    if source.conversation_column != "turns":
+        own = own.rename_column(source.conversation_column, "turns")
+    return Instructions(name, own, images, rows, first, fingerprint)
 
 
 def _starts_with_list(path: Path) -> bool:
@@ -454,7 +462,6 @@ def _tokenize(
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hive-vision"
     folder.mkdir(parents=True, exist_ok=True)
     counts = np.diff(source.first_image)
-    table = pa.table({"turns": source.conversations, "images": counts})
 
     def encode_one(turns: Sequence[Mapping[str, Any]], images: int) -> dict[str, Any]:
         try:
@@ -470,15 +477,19 @@ def _tokenize(
             "problem": kept.problem,
         }
 
-    def encode_batch(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        rows = [encode_one(*row) for row in zip(batch["turns"], batch["images"], strict=True)]
+    def encode_batch(
+        batch: Mapping[str, Sequence[Any]], places: Sequence[int]
+    ) -> dict[str, list[Any]]:
+        images = counts[places].tolist()
+        rows = [encode_one(*row) for row in zip(batch["turns"], images, strict=True)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     numbers = datasets.List(datasets.Value("int32"))
-    return datasets.Dataset(table, fingerprint=key).map(
+    return source.conversations.map(
         encode_batch,
         batched=True,
-        remove_columns=["turns", "images"],
+        with_indices=True,
+        remove_columns=["turns"],
         features=datasets.Features(
             {
                 "input_ids": numbers,

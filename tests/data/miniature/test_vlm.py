@@ -145,7 +145,7 @@ class TestFiles:
         )
         data = open_instructions(source)
         assert len(data) == 240
-        first = read_turns(data.conversations[0].as_py(), 1)
+        first = read_turns(data.stored_turns(0), 1)
         lines = (miniature / "captions" / "train" / "metadata.jsonl").read_text().splitlines()
         assert first[1]["content"] == json.loads(lines[0])["caption"].strip()
         assert first[0]["content"].startswith("<image>\n")
@@ -155,9 +155,7 @@ class TestFiles:
         data = open_instructions(InstructionSource(str(built / "instructions")))
         assert len(data) == 240
         for row in range(240):
-            assert read_turns(data.conversations[row].as_py(), 1)[0]["content"].startswith(
-                "<image>"
-            )
+            assert read_turns(data.stored_turns(row), 1)[0]["content"].startswith("<image>")
 
     @pytest.mark.parametrize(
         ("name", "config", "split", "columns"),
