@@ -62,6 +62,7 @@ def small_recipe(
             f"stage{n}": stage(n, max_steps=STEPS, batch_size=BATCH, warmup=0.2) for n in (1, 2, 3)
         }
         defaults = {"micro_batch_size": 4, "log_every": 1, "save_every": SAVE_EVERY, **stages}
-        return PretrainArguments(str(output), model, data, **{**defaults, **options})
+        options = {**defaults, **options}
+        return PretrainArguments(output=str(output), model=model, data=data, **options)
 
     return make

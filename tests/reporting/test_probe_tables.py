@@ -85,10 +85,10 @@ def test_markdown_and_terminal_say_the_same() -> None:
 def test_four_methods_fit_into_a_terminal() -> None:
     by_set = {"shape_texture": result(1.0, data="shape_texture")}
     grid = accuracy_grid(dict.fromkeys(("base", "sa", "cascaded", "hive"), by_set))
-    assert "100.0 ±0.0 (0.0)   100.0 ±0.0 (0.0)" in drawn(grid, 100)
+    assert "100.0 ±0.0 (0.1)   100.0 ±0.0 (0.1)" in drawn(grid, 100)
     narrow = drawn(grid, 80)  # in two lines, but whole
     assert "…" not in narrow
-    assert narrow.count("±0.0") == narrow.count("(0.0)") == 4
+    assert narrow.count("±0.0") == narrow.count("(0.1)") == 4
 
 
 def test_the_note_says_how_and_what_the_spread_is() -> None:

@@ -34,7 +34,7 @@ def test_gradients_are_always_clipped():
         lambda: DataArguments("photos", num_workers=-1),
         lambda: DataArguments("photos", max_bad_fraction=-1.0),
         lambda: PretrainArguments(
-            "run", ModelArguments("v", "l"), DataArguments("d"), save_every=-1
+            output="run", model=ModelArguments("v", "l"), data=DataArguments("d"), save_every=-1
         ),
     ],
 )

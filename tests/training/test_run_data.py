@@ -16,7 +16,13 @@ from hive_vision.data.quarantine import write_quarantine
 from hive_vision.data.sources import Source
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.training.arguments import DataArguments
-from hive_vision.training.run_data import RunData, _at_most, _encoding, load_run_data, open_parts
+from hive_vision.training.run_data import (
+    RunData,
+    _at_most,
+    _caption_encoding,
+    load_run_data,
+    open_parts,
+)
 from tests.conftest import make_tokenizer
 from tests.data.helpers import (
     first_pixel,
@@ -220,16 +226,16 @@ class TestQuarantine:
 class TestEncoding:
     def test_is_the_same_before_and_after_use(self) -> None:
         processor = processor_with()
-        before = _encoding(processor)
+        before = _caption_encoding(processor)
         processor.encode_captions(["a small red circle"])
-        assert _encoding(processor) == before == _encoding(processor_with())
+        assert _caption_encoding(processor) == before == _caption_encoding(processor_with())
 
     def test_knows_what_changes_the_ids(self) -> None:
         other_start, other_text = make_tokenizer(), make_tokenizer()
         other_start.bos_token = "</s>"
         other_text.add_tokens(["circle"])
-        found = [_encoding(processor_with()), _encoding(processor_with(50))]
-        found += [_encoding(processor_with(tokenizer=t)) for t in (other_start, other_text)]
+        found = [_caption_encoding(processor_with()), _caption_encoding(processor_with(50))]
+        found += [_caption_encoding(processor_with(tokenizer=t)) for t in (other_start, other_text)]
         assert len(set(found)) == 4
 
     def test_a_changed_length_is_not_taken_from_the_store(self, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_two_samples_overfit_and_images_matter(recipe, method):
     two = torch.utils.data.Subset(job.data["stage1"].train, [0, 1])
     two.lengths = job.data["stage1"].train.lengths[:2]
     two.parts = [OrderedPart(2)]
+    two.with_images_of = job.data["stage1"].train.with_images_of
     trainer.train_dataset = trainer.eval_dataset = two
     trainer.train()
     assert trainer.held_out_loss() < 0.05

@@ -46,7 +46,9 @@ class FastProtocol:
                 )
         if not 0 < self.holdout < 1:
             raise ValueError(f"fast.holdout is {self.holdout}; it is a share between 0 and 1")
-        _at_least_one(self, "fast", "max_iterations", "epochs", "min_steps", "batch_size")
+        _at_least_one(self, "fast", "max_iterations", "epochs", "batch_size")
+        if self.min_steps < 0:
+            raise ValueError(f"fast.min_steps is {self.min_steps}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
