@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from hive_vision.cli import main
-from hive_vision.evaluation import writing
+from hive_vision.evaluation import generation
 from tests.cli.helpers import failure
 
 
@@ -13,7 +13,7 @@ def test_each_image_has_its_line(
     def write(model: str, images: list[str], count: int) -> list[str]:
         return [f"{model} {image} {count}" for image in images]
 
-    monkeypatch.setattr(writing, "write_captions", write)
+    monkeypatch.setattr(generation, "write_captions", write)
     main(["caption", "a.png", "model=runs/x"])
     assert capsys.readouterr().out == "runs/x a.png 60\n"
     main(["caption", "a.png", "b=c.png", "model=m", "max_new_tokens=3"])

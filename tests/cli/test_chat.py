@@ -3,12 +3,12 @@ from typing import Any
 import pytest
 
 from hive_vision.cli import main
-from hive_vision.evaluation import writing
+from hive_vision.evaluation import generation
 from tests.cli.helpers import failure
 
 
 def test_an_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(writing, "write_answer", lambda *given: " ".join(map(str, given)))
+    monkeypatch.setattr(generation, "write_answer", lambda *given: " ".join(map(str, given)))
     main(["chat", "a.png", "is 1 = 2?", "model=m", "max_new_tokens=3"])
     assert capsys.readouterr().out == "m a.png is 1 = 2? 3\n"
 

@@ -21,7 +21,7 @@ from hive_vision.folders import check_folder
 from hive_vision.models import vlm
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from hive_vision.models.vlm import VlmInputs, export_vlm, vlm_card
-from tests.models.chat_templates import QWEN_2_5, SPECIAL
+from tests.models.published_templates import QWEN_2_5, SPECIAL
 
 PAIRS = [("siglip", "llama"), ("clip", "qwen2"), ("dinov2", "llama"), ("dinov3", "qwen3")]
 

@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP)
         return
-    from hive_vision.evaluation.writing import write_captions
+    from hive_vision.evaluation.generation import write_captions
     from hive_vision.settings import read_settings
 
     images = [word for word in arguments if not word.startswith(("model=", "max_new_tokens="))]

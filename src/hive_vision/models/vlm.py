@@ -25,7 +25,7 @@ from transformers import (
 from hive_vision.conversation import IMAGE_TOKEN, Turn
 from hive_vision.folders import seal, written_aside
 from hive_vision.models.backbones import image_token_counts, load_config
-from hive_vision.models.conversations import ConversationFormat
+from hive_vision.models.chat_templates import ConversationFormat
 from hive_vision.models.export import OLD_PREFIX, WEIGHTS, had_prefix
 from hive_vision.models.processing import HiveProcessor, check_image_size
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from hive_vision.data.instructions import InstructionSource
+from hive_vision.data.instruction_sources import InstructionSource
 from hive_vision.data.sources import Source
 from hive_vision.training.foundations import MiniatureSettings
 

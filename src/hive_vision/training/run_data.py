@@ -11,12 +11,8 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 
 from hive_vision.data.captions import MIN_HELD_OUT, CaptionDataset, split_held_out
-from hive_vision.data.instructions import (
-    InstructionDataset,
-    Instructions,
-    open_instructions,
-    split_off,
-)
+from hive_vision.data.instruction_sources import Instructions, open_instructions, split_off
+from hive_vision.data.instructions import InstructionDataset
 from hive_vision.data.quarantine import read_quarantine, usable_pairs
 from hive_vision.data.sources import (
     CaptionSource,
@@ -24,7 +20,7 @@ from hive_vision.data.sources import (
     combine_fingerprints,
     open_source,
 )
-from hive_vision.models.conversations import ConversationFormat
+from hive_vision.models.chat_templates import ConversationFormat
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.training.arguments import DataArguments, InstructionArguments
 

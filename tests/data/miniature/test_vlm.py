@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hive_vision.data.instructions import InstructionSource, open_instructions, read_turns
+from hive_vision.data.instruction_sources import InstructionSource, open_instructions
+from hive_vision.data.instructions import read_turns
 from hive_vision.data.miniature.questions import DIRECTIONS, describe, is_towards
 from hive_vision.data.miniature.vlm import (
     BRIEFLY,

@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hive_vision.conversation import Turn
-from hive_vision.models.conversations import ConversationFormat
+from hive_vision.models.chat_templates import ConversationFormat
 from tests.conftest import make_tokenizer
-from tests.models import chat_templates as templates
+from tests.models import published_templates as templates
 
 
 def chat_tokenizer(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hive_vision.evaluation.writing import read_image, write_answer, write_captions
+from hive_vision.evaluation.generation import read_image, write_answer, write_captions
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
