@@ -60,3 +60,23 @@ def test_a_task_that_a_method_lacks() -> None:
     grid = score_grid({"majority": [{"gqa": result("gqa", 0.3)}], "hive": runs(0.7)})
     assert cells(grid)["mme (of 800)"][0] == ("-", False)
     assert cells(grid)["gqa (of 100)"][1][1], "hive is better where there is something to compare"
+
+
+def test_baselines_are_compared_with_what_must_beat_them() -> None:
+    results = {
+        "majority": runs(0.2),
+        "blind base": runs(0.3),
+        "blind hive": runs(0.3),
+        "base": runs(0.5),
+        "hive": runs(0.6),
+    }
+    _, (_, differences) = vlm_report(results)
+    pairs = [row[1].text for row in differences.rows if row[0].text == "gqa"]
+    assert pairs == [
+        "base - majority",
+        "hive - majority",
+        "base - blind base",
+        "hive - blind hive",
+        "hive - base",
+    ]
+    assert len(vlm_json(results)["differences"]["gqa"]) == 5

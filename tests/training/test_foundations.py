@@ -14,14 +14,14 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from hive_vision.conversation import Turn
 from hive_vision.data.miniature import MiniatureData, build_miniature_data
 from hive_vision.training import foundations
 from hive_vision.training.foundations import (
     IMAGE_TOKEN,
     Foundations,
-    MiniatureSettings,
-    ensure_miniature,
     train_foundations,
+    train_instruct_llama,
 )
 
 DATA = MiniatureData(
@@ -232,52 +232,35 @@ def test_impossible_sizes_are_refused(change, message):
         replace(TINY, **change)
 
 
-class TestEnsureMiniature:
-    @pytest.fixture
-    def settings(self, tmp_path):
-        return MiniatureSettings(str(tmp_path / "miniature"), DATA, UNTRAINED)
-
-    def test_builds_once(self, settings):
-        folder = ensure_miniature(settings)
-        assert (folder / "data" / "captions" / "train" / "metadata.jsonl").is_file()
-        files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-        assert ensure_miniature(settings) == folder
-        assert files == {
-            path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
-        }
-        assert AutoModel.from_pretrained(folder / "foundations" / "siglip")
-        assert AutoModelForCausalLM.from_pretrained(folder / "foundations" / "llama")
-
-    def test_builds_what_is_missing(self, settings, monkeypatch):
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(foundations, "train_foundations", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                ensure_miniature(settings)
-        monkeypatch.setattr(foundations, "build_miniature_data", interrupt)
-        assert (ensure_miniature(settings) / "foundations" / "llama").is_dir()
-
-    @pytest.mark.parametrize(
-        ("other", "key"),
-        [
-            ({"data": replace(DATA, train_scenes=49)}, "data.train_scenes=48"),
-            ({"foundations": replace(UNTRAINED, seed=1)}, "foundations.seed=0"),
-        ],
+class TestInstructLlama:
+    TALK = (
+        (Turn(role="user", content="is it red?"), Turn(role="assistant", content="yes")),
+        (Turn(role="user", content="is it blue?"), Turn(role="assistant", content="no")),
     )
-    def test_other_settings_are_refused(self, settings, other, key):
-        ensure_miniature(settings)
-        with pytest.raises(ValueError, match=rf"was built with {key}, but .* delete the folder"):
-            ensure_miniature(replace(settings, **other))
 
-    def test_a_file_is_refused(self, settings, tmp_path):
-        (tmp_path / "miniature").write_text("")
-        with pytest.raises(ValueError, match="is a file: choose another folder"):
-            ensure_miniature(settings)
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("instruct") / "llama"
+        train_instruct_llama(self.TALK * 8, folder, replace(TINY, language_steps=60))
+        return folder
 
-    def test_a_foreign_folder_is_refused(self, settings, tmp_path):
-        (tmp_path / "miniature").mkdir()
-        (tmp_path / "miniature" / "thesis.tex").write_text("")
-        with pytest.raises(ValueError, match=r"holds files but no miniature"):
-            ensure_miniature(settings)
+    def test_it_answers_as_it_was_taught(self, folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        for question, answer in self.TALK:
+            ids = tokenizer.apply_chat_template(
+                [question], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            written = model.generate(**ids, max_new_tokens=8, do_sample=False)
+            said = tokenizer.decode(written[0, ids["input_ids"].shape[1] :])
+            assert said.strip() == answer["content"] + tokenizer.eos_token
+
+    def test_words_are_tokens_and_the_rest_of_the_alphabet_is_there(self, folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.tokenize("USER: is it red? ASSISTANT: yes")[-1] == "\u0120yes"
+        assert tokenizer.decode(tokenizer("Zażółć").input_ids, skip_special_tokens=True) == "Zażółć"
+        assert tokenizer.tokenize(IMAGE_TOKEN) == [IMAGE_TOKEN]
+
+    def test_is_not_overwritten(self, folder):
+        with pytest.raises(ValueError, match="exists already"):
+            train_instruct_llama(self.TALK, folder, UNTRAINED)

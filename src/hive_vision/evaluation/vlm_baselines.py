@@ -6,7 +6,7 @@ Both work on local copies of MME, GQA, OK-VQA and ScienceQA, the miniature's or 
 import io
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from hive_vision.evaluation.vlm_benchmarks import TaskResult, mme_contributions
 from hive_vision.folders import written_aside
 
+MAJORITY = "majority"
 GREY = (128, 128, 128)
 _ENOUGH = 3  # of the other annotators who gave an answer, for it to be all right (VQA accuracy)
 
@@ -29,6 +30,25 @@ COPIES = {
     "ok_vqa_val2014": ("lmms-lab-encoder/OK-VQA", ""),
     "scienceqa_img": ("lmms-lab-encoder/ScienceQA", "IMG"),
 }
+
+
+def blind(method: str) -> str:
+    """Name a method's results without images."""
+    return f"blind {method}"
+
+
+def is_a_question(first: str, second: str, methods: Collection[str]) -> bool:
+    """Whether anyone asks what the first has more than the second: baselines are to be beaten.
+
+    Args:
+        first: A method or baseline.
+        second: Another one.
+        methods: Methods and baselines that are there.
+    """
+    baselines = {MAJORITY, *(blind(method) for method in methods)}
+    return first not in baselines and (
+        second not in baselines or second in (MAJORITY, blind(first))
+    )
 
 
 def majority_answers(data: Path, tasks: Sequence[str]) -> dict[str, TaskResult]:

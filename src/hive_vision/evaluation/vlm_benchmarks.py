@@ -134,6 +134,8 @@ def evaluate_vlm(model: str, output: Path, arguments: EvaluateArguments) -> dict
     kept = read_json(output / "request.json")
     if kept != request:
         python = arguments.python or sys.executable
+        if os.path.dirname(python):  # the harness runs in another folder; its link stays a link
+            python = os.path.abspath(python)
         _check_harness(python)
         output.mkdir(parents=True, exist_ok=True)
         (output / "request.json").unlink(missing_ok=True)

@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hive_vision.evaluation.statistics import accuracy, all_differences, best
+from hive_vision.evaluation.statistics import Difference, accuracy, all_differences, best
+from hive_vision.evaluation.vlm_baselines import is_a_question
 from hive_vision.evaluation.vlm_benchmarks import TaskResult
 from hive_vision.reporting.probe_tables import Cell, Grid
 from hive_vision.reporting.tables import MISSING
@@ -36,13 +37,13 @@ def score_grid(results: VlmResults) -> Grid:
 
 
 def difference_grid(results: VlmResults) -> Grid:
-    """List what each method has more than each before it, with the 95% interval."""
+    """List what each method has more than its baselines and each method before it."""
     rows = []
     for task, highest in _tasks(results).items():
         scores = _scores(results, task)
         if not _paired(scores):
             continue
-        for (first, second), d in all_differences(scores).items():
+        for (first, second), d in _differences(scores).items():
             interval = f"[{highest * d.low:+.1f}, {highest * d.high:+.1f}]"
             text = f"{highest * d.mean:+.1f} {interval}"
             rows.append([Cell(task), Cell(f"{first} - {second}"), Cell(text, bold=d.is_certain)])
@@ -86,7 +87,7 @@ def vlm_json(results: VlmResults) -> dict[str, Any]:
                     "second": second,
                     **{name: highest * getattr(d, name) for name in ("mean", "low", "high")},
                 }
-                for (first, second), d in all_differences(scores).items()
+                for (first, second), d in _differences(scores).items()
             ]
     return {
         "results": {
@@ -107,6 +108,16 @@ def _scores(results: VlmResults, task: str) -> dict[str, NDArray[np.float64]]:
         method: np.stack([run[task].samples for run in runs])
         for method, runs in results.items()
         if task in runs[0]
+    }
+
+
+def _differences(
+    scores: Mapping[str, NDArray[np.float64]],
+) -> dict[tuple[str, str], Difference]:
+    return {
+        pair: found
+        for pair, found in all_differences(scores).items()
+        if is_a_question(*pair, methods=scores)
     }
 
 

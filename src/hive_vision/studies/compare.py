@@ -26,7 +26,7 @@ from hive_vision.reporting.probe_tables import results_json
 from hive_vision.studies.plan import make_plan
 from hive_vision.studies.probe import check_layers, load_sets, probe_layers
 from hive_vision.training.arguments import Method, PretrainArguments
-from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.pretrain import pretrain
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.run_folder import RunFolder

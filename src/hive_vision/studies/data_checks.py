@@ -23,8 +23,8 @@ from hive_vision.naming import unknown_name
 from hive_vision.studies.plan import build_on_meta
 from hive_vision.training.arguments import FinetuneArguments, PretrainArguments, StageArguments
 from hive_vision.training.finetune import vlm_inputs
-from hive_vision.training.foundations import ensure_miniature, ensure_vlm_data
 from hive_vision.training.hardware import split_batch
+from hive_vision.training.miniature import ensure_miniature, ensure_vlm_data
 from hive_vision.training.run_data import (
     RunData,
     load_instruction_data,

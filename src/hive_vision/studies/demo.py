@@ -14,7 +14,7 @@ from hive_vision.evaluation.probe import ProbeResult
 from hive_vision.folders import read_json
 from hive_vision.studies.probe import compare_encoders
 from hive_vision.training.arguments import Method
-from hive_vision.training.foundations import MiniatureSettings, ensure_miniature
+from hive_vision.training.miniature import MiniatureSettings, ensure_miniature
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from hive_vision.folders import check_keys
 from hive_vision.training.arguments import PretrainArguments
 from hive_vision.training.errors import InterruptedRunError
-from hive_vision.training.foundations import ensure_miniature
+from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.pretrain import pretrain
 
 logger = logging.getLogger(__name__)

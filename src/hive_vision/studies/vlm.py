@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from hive_vision.evaluation.vlm_baselines import blind_copies, majority_answers
+from hive_vision.evaluation.vlm_baselines import MAJORITY, blind, blind_copies, majority_answers
 from hive_vision.evaluation.vlm_benchmarks import EvaluateArguments, TaskResult, evaluate_vlm
 
 # Method -> its runs -> task -> result.
@@ -34,11 +34,11 @@ def compare_vlms(
     if arguments.baselines:
         assert arguments.data is not None
         runs = len(next(iter(models.values())))
-        results["majority"] = [majority_answers(Path(arguments.data), arguments.tasks)] * runs
+        results[MAJORITY] = [majority_answers(Path(arguments.data), arguments.tasks)] * runs
         copies = blind_copies(Path(arguments.data), output / "blind-copies")
-        blind = replace(arguments, data=str(copies))
+        without_images = replace(arguments, data=str(copies))
         for method, folders in models.items():
-            results[f"blind {method}"] = _evaluated(f"blind-{method}", folders, output, blind)
+            results[blind(method)] = _evaluated(f"blind-{method}", folders, output, without_images)
     for method, folders in models.items():
         results[method] = _evaluated(method, folders, output, arguments)
     return results

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from hive_vision.data.instruction_sources import InstructionSource
 from hive_vision.data.sources import Source
-from hive_vision.training.foundations import MiniatureSettings
+from hive_vision.training.miniature import MiniatureSettings
 
 Method = Literal["hive", "cascaded", "sa", "base"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]

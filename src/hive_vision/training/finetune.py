@@ -14,9 +14,9 @@ from hive_vision.models.vlm import VlmInputs, export_vlm, vlm_card
 from hive_vision.training.arguments import FinetuneArguments, VlmArguments
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.callbacks import InterruptCallback
-from hive_vision.training.foundations import ensure_vlm_data
 from hive_vision.training.hardware import peak_memory
 from hive_vision.training.job import Job, run_job
+from hive_vision.training.miniature import ensure_vlm_data
 from hive_vision.training.processes import on_main, on_main_apart
 from hive_vision.training.run_data import RunData, load_instruction_data
 from hive_vision.training.run_folder import RunFolder

@@ -1,8 +1,9 @@
 """Make the miniature's foundation models: what a download gives where there is a network.
 
 A SigLIP dual encoder, trained contrastively on captions that name colours and kinds only, and a
-Llama, trained on the text of the full captions. Both are saved as any checkpoint on the hub is,
-so the code that loads real backbones loads these.
+Llama, trained on the text of the full captions; for VLMs a Llama that was trained to chat, on
+conversations without their pictures. All are saved as any checkpoint on the hub is, so the code
+that loads real backbones loads these.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Template
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import Dataset
@@ -42,13 +44,12 @@ from transformers import (
     set_seed,
 )
 
-from hive_vision.conversation import IMAGE_TOKEN
-from hive_vision.data.miniature import MiniatureData, build_miniature_data, build_vlm_data
-from hive_vision.folders import flatten, written_aside
+from hive_vision.conversation import IMAGE_TOKEN, Turn
+from hive_vision.folders import written_aside
+from hive_vision.models.chat_templates import LLAVA_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
-VLM_QUESTIONS = 400  # in each benchmark, where there are scenes enough
 _PAD, _BOS, _EOS = "<pad>", "<s>", "</s>"
 _PATCH_SIZE = 8
 _HEADS, _KEY_VALUE_HEADS = 4, 2
@@ -56,9 +57,6 @@ _TEXT_LENGTH = 24  # positions of the SigLIP text tower, and tokens every text i
 _LANGUAGE_LENGTH = 512
 _RESIDUAL_SCALE = 0.35
 _PREPROCESS_BATCH = 512
-# Raised when the same settings come to mean other data or models, so that a folder built by an
-# older version is refused instead of reused.
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -101,69 +99,6 @@ class Foundations:
             raise ValueError(f"vocabulary_size is {self.vocabulary_size}: give at least 300")
 
 
-@dataclass(frozen=True)
-class MiniatureSettings:
-    """The miniature: its data and its foundation models.
-
-    Args:
-        folder: where it is built, once; `data/` and `foundations/` lie below it.
-        data: what to draw.
-        foundations: what to train.
-    """
-
-    folder: str = "runs/miniature"
-    data: MiniatureData = field(default_factory=MiniatureData)
-    foundations: Foundations = field(default_factory=Foundations)
-
-
-def ensure_miniature(settings: MiniatureSettings) -> Path:
-    """Build what is missing of the miniature and return its folder.
-
-    Args:
-        settings: what to build, and where.
-
-    Returns:
-        The folder, which holds `data/` (see `build_miniature_data`), `foundations/siglip`,
-        `foundations/llama` and `settings.json`.
-
-    Raises:
-        ValueError: if the folder was built with other settings, or holds something else.
-    """
-    folder = Path(settings.folder)
-    wanted = {
-        "format": _FORMAT,
-        "data": asdict(settings.data),
-        "foundations": asdict(settings.foundations),
-    }
-    if not _is_recorded(folder, wanted):
-        # Recorded first: what an interrupted build leaves behind is known to be of these settings.
-        folder.mkdir(parents=True, exist_ok=True)
-        record = json.dumps(wanted, indent=2) + "\n"
-        (folder / "settings.json").write_text(record, encoding="utf-8")
-    data, foundations = folder / "data", folder / "foundations"
-    if not data.exists():
-        logger.info("drawing the miniature's data in %s", data)
-        build_miniature_data(data, settings.data)
-    if not foundations.exists():
-        train_foundations(data, foundations, settings.foundations)
-    return folder
-
-
-def ensure_vlm_data(settings: MiniatureSettings) -> Path:
-    """Build what is missing of the miniature, with its conversations and VLM benchmarks.
-
-    Returns:
-        The folder; `vlm/` in it is what `build_vlm_data` writes.
-
-    Raises:
-        ValueError: as `ensure_miniature`.
-    """
-    folder = ensure_miniature(settings)
-    if not (folder / "vlm").is_dir():
-        build_vlm_data(folder / "data", folder / "vlm", VLM_QUESTIONS, settings.data.seed)
-    return folder
-
-
 def train_foundations(data: Path, folder: Path, settings: Foundations) -> None:
     """Train the foundation models on the miniature's data and save them.
 
@@ -187,34 +122,31 @@ def train_foundations(data: Path, folder: Path, settings: Foundations) -> None:
         texts = [row[column] for row in rows for column in ("caption", "coarse_caption")]
         tokenizer = _train_tokenizer(texts, settings.vocabulary_size)
         _make_siglip(captions, rows, tokenizer, settings, aside)
-        _make_llama([row["caption"] for row in rows], tokenizer, settings, aside)
+        captions_ended = [row["caption"] + _EOS for row in rows]
+        _train_llama(captions_ended, tokenizer, settings, aside / "llama")
     logger.info("saved the foundation models to %s", folder)
 
 
-def _is_recorded(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Say whether the folder records the wanted miniature (True) or is still free (False).
+def train_instruct_llama(
+    conversations: Sequence[Sequence[Turn]], folder: Path, settings: Foundations
+) -> None:
+    """Train a Llama on conversations' text, with LLaVA's chat template and words as tokens.
+
+    Args:
+        conversations: What to learn, without image tokens.
+        folder: The folder to make.
+        settings: Sizes and lengths.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If ``folder`` exists.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another folder for the miniature")
-    path = folder / "settings.json"
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} holds files but no miniature (no settings.json): choose another folder"
-            )
-        return False
-    recorded = flatten(json.loads(path.read_text(encoding="utf-8")))
-    asked = flatten(wanted)
-    for key in sorted(recorded.keys() | asked.keys()):
-        if recorded.get(key) != asked.get(key):
-            raise ValueError(
-                f"{folder} was built with {key}={recorded.get(key)}, but {key}={asked.get(key)} "
-                "is asked for: delete the folder or choose another one"
-            )
-    return True
+    template = Template(LLAVA_TEMPLATE)
+    texts = [template.render(messages=turns, eos_token=_EOS) for turns in conversations]
+    with written_aside(folder) as aside:
+        said = [words for text in texts for words in text.split(_EOS)]
+        tokenizer = _train_tokenizer(said, 2 * settings.vocabulary_size)
+        _train_llama(texts, tokenizer, settings, aside, chat_template=LLAVA_TEMPLATE)
+    logger.info("saved the language model for VLMs to %s", folder)
 
 
 def _train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
@@ -359,12 +291,17 @@ def _preprocess(folder: Path, names: Sequence[str], processor: SiglipProcessor) 
     return torch.cat(batches)
 
 
-def _make_llama(
-    captions: Sequence[str], tokenizer: Tokenizer, settings: Foundations, folder: Path
+def _train_llama(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    settings: Foundations,
+    folder: Path,
+    chat_template: str | None = None,
 ) -> None:
-    """Train the language model on the captions' text and save it."""
+    """Train a language model on texts and save it."""
     # Llama's convention: BOS is added to every text, EOS by whoever ends one.
     text_tokenizer = _wrap(tokenizer, f"{_BOS} $A", _LANGUAGE_LENGTH)
+    text_tokenizer.chat_template = chat_template
     set_seed(settings.seed + 1)
     config = LlamaConfig(
         vocab_size=len(text_tokenizer),
@@ -383,7 +320,7 @@ def _make_llama(
     )
     model = LlamaForCausalLM(config)
     if settings.language_steps:
-        encoded = text_tokenizer([caption + _EOS for caption in captions], truncation=True)
+        encoded = text_tokenizer(list(texts), truncation=True)
         _train(
             model,
             [{"input_ids": ids} for ids in encoded["input_ids"]],
@@ -394,8 +331,8 @@ def _make_llama(
             folder=folder,
             train_sampling_strategy="group_by_length",
         )
-    model.save_pretrained(folder / "llama")
-    text_tokenizer.save_pretrained(folder / "llama")
+    model.save_pretrained(folder)
+    text_tokenizer.save_pretrained(folder)
 
 
 class _LogLoss(TrainerCallback):

@@ -20,9 +20,9 @@ from hive_vision.models.self_attention_baseline import (
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.callbacks import InterruptCallback
-from hive_vision.training.foundations import ensure_miniature
 from hive_vision.training.hardware import peak_memory
 from hive_vision.training.job import Job, run_job
+from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.processes import on_main, on_main_apart
 from hive_vision.training.run_data import RunData, load_run_data
 from hive_vision.training.run_folder import RunFolder

@@ -15,6 +15,7 @@ from hive_vision.data.instructions import read_turns
 from hive_vision.data.miniature.questions import DIRECTIONS, describe, is_towards
 from hive_vision.data.miniature.vlm import (
     BRIEFLY,
+    DESCRIBE,
     LETTER,
     OR_UNANSWERABLE,
     ask_choice,
@@ -67,20 +68,24 @@ class TestQuestions:
         assert categories == {"existence", "count", "position", "color"}  # MME's names
 
     def test_relations(self) -> None:
-        asked = 0
+        asked, forms = 0, set()
         for seed, things in enumerate(SCENES):
             found = ask_relation(random(seed), things)
             if found is None:
                 continue
             asked += 1
-            match = re.fullmatch(r"what is (.+) the (.+)\?", found[0])
+            match = re.fullmatch(
+                r"(?:what colour )?is the object (.+) the (.+?)( a shape or a digit)?\?", found[0]
+            )
             assert match
-            direction, words = match.groups()
+            direction, words, of_kind = match.groups()
             (thing,) = those(things, words)
             there = [
                 t for t in things if t != thing and is_towards(t, thing, DIRECTIONS[direction])
             ]
-            assert [t.name for t in there] == [found[1]]
+            assert [t.kind if of_kind else t.colour for t in there] == [found[1]]
+            forms.add(of_kind)
+        assert len(forms) == 2
         assert asked > 20
         assert ask_relation(random(0), SCENES[0]) is None, "one object lies nowhere"
 
@@ -103,7 +108,7 @@ class TestQuestions:
                 assert set(answers) == {thing.colour}
 
     def test_choices(self) -> None:
-        letters = set()
+        letters, forms = set(), set()
         for seed, things in enumerate(SCENES):
             choice = ask_choice(random(seed), things)
             if choice is None:
@@ -111,25 +116,33 @@ class TestQuestions:
             letters.add(choice.letter)
             assert len(set(choice.choices)) == 4
             right = choice.choices[choice.answer]
-            words = re.fullmatch(r"which \w+ (?:does|is) the (.+?)(?: have)?\?", choice.question)
-            assert words
-            form = "texture" if "pattern" in choice.question else "name"
-            (thing,) = those(things, words[1], leave_out=form)
-            assert right == (thing.texture if form == "texture" else thing.name)
+            match = re.fullmatch(r"which (\w+) (?:does|is) the (.+?)(?: have)?\?", choice.question)
+            assert match
+            form = {"colour": "colour", "pattern": "texture"}.get(match[1], "name")
+            forms.add(form)
+            (thing,) = those(things, match[2], leave_out=form)
+            assert right == getattr(thing, form)
             assert choice.hint.startswith(f"the picture shows {len(things)} object")
             assert choice.prompt.splitlines()[2] == f"A. {choice.choices[0]}"
         assert letters == set("ABCD")
+        assert forms == {"colour", "texture", "name"}
 
     def test_conversations_have_all_forms(self) -> None:
         endings: dict[str, int] = {}
+        places = set()
         for seed, things in enumerate(SCENES):
-            turns = converse(random(seed), things)
-            assert turns
+            turns = converse(random(seed), things, "a caption")
+            described = [answer for asked, answer in turns if asked in DESCRIBE]
+            assert described == ["a caption"]
+            places.add([answer for _, answer in turns].index("a caption"))
             for asked, answer in turns:
+                if asked in DESCRIBE:
+                    continue
                 ending = next(e for e in (OR_UNANSWERABLE, LETTER, BRIEFLY) if asked.endswith(e))
                 endings[ending] = endings.get(ending, 0) + 1
                 assert answer
         assert min(endings.values()) > 20
+        assert len(places) > 3, "what is asked first must not always be the caption"
 
 
 @pytest.fixture(scope="module")

@@ -98,10 +98,10 @@ def ask_pairs(rng: np.random.Generator, things: Sequence[Thing]) -> list[Pair]:
 
 
 def ask_relation(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[str, str] | None:
-    """Ask what lies in some direction of an object; None where nothing does for certain.
+    """Ask about what lies in some direction of an object; None where nothing does for certain.
 
     Returns:
-        Question and answer, the name of what lies there.
+        Question and answer: the colour of what lies there, or its kind.
     """
     named = Counter(describe(thing) for thing in things)
     found = []
@@ -113,7 +113,9 @@ def ask_relation(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[str
                 other for other in things if other != thing and is_towards(other, thing, step)
             ]
             if len(towards) == 1:
-                found.append((f"what is {direction} the {describe(thing)}?", towards[0].name))
+                place = f"the object {direction} the {describe(thing)}"
+                found.append((f"what colour is {place}?", towards[0].colour))
+                found.append((f"is {place} a shape or a digit?", towards[0].kind))
     return found[int(rng.integers(len(found)))] if found else None
 
 
@@ -125,9 +127,8 @@ def ask_open(
     Returns:
         Question, the usual answer, and what ten annotators answered.
     """
-    form = "texture" if rng.random() < 0.5 else "colour"
-    thing = _singled_out(rng, things, form)
-    if thing is None or (form == "texture" and thing.texture is None):
+    form, thing = _asked_about(rng, things, ("colour", "texture"))
+    if thing is None:
         return None
     words = describe(thing, leave_out=form)
     if form == "colour":
@@ -141,14 +142,16 @@ def ask_open(
 
 
 def ask_choice(rng: np.random.Generator, things: Sequence[Thing]) -> Choice | None:
-    """Ask which figure, number or pattern an object is, with four choices and a hint."""
-    form = "texture" if rng.random() < 0.4 else "name"
-    thing = _singled_out(rng, things, form)
-    if thing is None or (form == "texture" and thing.texture is None):
+    """Ask which colour or pattern an object has, or what it is, with four choices and a hint."""
+    form, thing = _asked_about(rng, things, ("colour", "texture", "name"))
+    if thing is None:
         return None
     words = describe(thing, leave_out=form)
     options: Sequence[str]
-    if form == "texture":
+    if form == "colour":
+        right, options = thing.colour, tuple(COLOURS)
+        question = f"which colour does the {words} have?"
+    elif form == "texture":
         right, options = str(thing.texture), TEXTURES
         question = f"which pattern does the {words} have?"
     else:
@@ -163,11 +166,16 @@ def ask_choice(rng: np.random.Generator, things: Sequence[Thing]) -> Choice | No
     return Choice(question, hint, tuple(chosen), answer)
 
 
-def converse(rng: np.random.Generator, things: Sequence[Thing]) -> list[tuple[str, str]]:
-    """Ask about a scene in all four forms, in a random order: prompts and answers."""
+def converse(
+    rng: np.random.Generator, things: Sequence[Thing], caption: str
+) -> list[tuple[str, str]]:
+    """Ask for a caption and about a scene in all four forms, in a random order: prompts, answers.
+
+    The caption is most of what is learned: one word says little about a picture (docs/log.md).
+    """
     pairs = ask_pairs(rng, things)
     pair = pairs[int(rng.integers(len(pairs)))]
-    turns = []
+    turns = [(pick(rng, DESCRIBE), caption)]
     turns.append((pair.yes + BRIEFLY, "yes") if rng.random() < 0.5 else (pair.no + BRIEFLY, "no"))
     relation = ask_relation(rng, things)
     if relation is not None:
@@ -235,9 +243,9 @@ def _write_captions(path: Path, scenes: Sequence[Any], seed: int) -> None:
 def _write_instructions(folder: Path, images: Path, scenes: Sequence[Any], seed: int) -> None:
     rng = np.random.default_rng([seed, _STREAMS["instructions"], 1])
     rows = []
-    for name, _, things in scenes:
+    for name, caption, things in scenes:
         turns: list[dict[str, str]] = []
-        for asked, answer in converse(rng, things):
+        for asked, answer in converse(rng, things, caption):
             mark = "<image>\n" if not turns else ""
             turns += [{"from": "human", "value": mark + asked}, {"from": "gpt", "value": answer}]
         rows.append(
@@ -405,6 +413,17 @@ def _singled_out(rng: np.random.Generator, things: Sequence[Thing], leave_out: s
     named = Counter(describe(thing, leave_out=leave_out) for thing in things)
     unique = [thing for thing in things if named[describe(thing, leave_out=leave_out)] == 1]
     return unique[int(rng.integers(len(unique)))] if unique else None
+
+
+def _asked_about(
+    rng: np.random.Generator, things: Sequence[Thing], forms: Sequence[str]
+) -> tuple[str, Thing | None]:
+    """Choose an attribute, and an object that has it and is singled out by the others."""
+    for place in rng.permutation(len(forms)):
+        thing = _singled_out(rng, things, forms[place])
+        if thing is not None and not (forms[place] == "texture" and thing.texture is None):
+            return forms[place], thing
+    return "", None
 
 
 def _image(folder: Path, name: str) -> dict[str, Any]:
