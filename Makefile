@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-eval lint clean
+.PHONY: help install demo test test-faults test-eval test-browser lint clean
 
 help:
 	@echo "make demo   the paper in miniature: base, sa, cascaded and hive side by side (CPU, offline)"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make test-faults  runs killed at 25 random times end with the same weights"
 	@echo "make test-eval  VLM benchmarks through lmms-eval, in an environment of its own"
+	@echo "make test-browser  the report in a browser, as wide as a screen and as a telephone"
 	@echo "make clean  remove .venv and the demo's runs"
 
 # Exact versions (constraints.txt) so that everyone runs what was tested.
@@ -43,8 +44,18 @@ test-faults: install
 		--editable ".[eval]" pytest
 	@touch $@
 
-test-eval: .venv-eval/installed
+# The previous major version, which exports are read with too.
+.venv-eval/transformers-4: .venv-eval/installed
+	.venv-eval/bin/python -m pip install --quiet --no-deps --target $@ transformers==4.57.6 \
+		tokenizers==0.22.1 huggingface-hub==0.36.0 requests urllib3 charset-normalizer idna certifi
+	@touch $@
+
+test-eval: .venv-eval/transformers-4
 	OMP_NUM_THREADS=1 .venv-eval/bin/python -m pytest tests/harness
+
+# Skips where there is no Chromium on the PATH.
+test-browser: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/browser
 
 clean:
 	rm -rf .venv .venv-eval runs/demo

@@ -83,7 +83,7 @@ class TestExport:
     def test_names_that_version_4_reads(
         self, backbone_folders: dict[str, Path], tmp_path: Path
     ) -> None:
-        """Tried there by hand (docs/log.md): equal tokens, logits and answers."""
+        """Version 4 itself reads exports in tests/harness."""
         for vision in ("siglip", "dinov2"):
             model, inputs = joined(backbone_folders[vision], backbone_folders["llama"])
             export_vlm(model, inputs, tmp_path / vision, "# card", {})
@@ -100,6 +100,7 @@ class TestExport:
         assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert tokenizer["extra_special_tokens"] == {"image_token": "<image>"}
         assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+        assert tokenizer["add_prefix_space"] is True, "version 4 would turn it off"
 
     @pytest.mark.parametrize(
         "rope",

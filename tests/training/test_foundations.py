@@ -241,7 +241,7 @@ class TestInstructLlama:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("instruct") / "llama"
-        train_instruct_llama(self.TALK * 8, folder, replace(TINY, language_steps=60))
+        train_instruct_llama(self.TALK * 8, folder, replace(TINY, language_steps=240))
         return folder
 
     def test_it_answers_as_it_was_taught(self, folder):
@@ -254,6 +254,9 @@ class TestInstructLlama:
             written = model.generate(**ids, max_new_tokens=8, do_sample=False)
             said = tokenizer.decode(written[0, ids["input_ids"].shape[1] :])
             assert said.strip() == answer["content"] + tokenizer.eos_token
+
+    def test_is_half_as_deep(self, folder):
+        assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 1
 
     def test_words_are_tokens_and_the_rest_of_the_alphabet_is_there(self, folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)

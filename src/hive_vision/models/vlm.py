@@ -117,7 +117,8 @@ def _speak_to_version_4(folder: Path, prefixed: bool) -> None:
     """Write names that both major versions of transformers read.
 
     Version 4 would load CLIP and SigLIP without ``vision_model.`` in their names at random, with a
-    warning only, fail at the tokenizer, and take the usual rope frequencies for any other.
+    warning only, fail at the tokenizer, forget that it puts a space before a text unless its
+    configuration says so, and take the usual rope frequencies for any other.
     """
     if prefixed:
         tower = "vision_tower."
@@ -134,6 +135,9 @@ def _speak_to_version_4(folder: Path, prefixed: bool) -> None:
         "extra_special_tokens": {"image_token": IMAGE_TOKEN},
         "model_input_names": ["input_ids", "attention_mask"],  # version 4 adds one LLaVA refuses
     }
+    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if (backend["pre_tokenizer"] or {}).get("add_prefix_space"):
+        tokenizer["add_prefix_space"] = True
     path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

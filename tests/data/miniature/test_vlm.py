@@ -114,7 +114,7 @@ class TestQuestions:
             if choice is None:
                 continue
             letters.add(choice.letter)
-            assert len(set(choice.choices)) == 4
+            assert len(set(choice.choices)) in (2, 3)
             right = choice.choices[choice.answer]
             match = re.fullmatch(r"which (\w+) (?:does|is) the (.+?)(?: have)?\?", choice.question)
             assert match
@@ -124,7 +124,7 @@ class TestQuestions:
             assert right == getattr(thing, form)
             assert choice.hint.startswith(f"the picture shows {len(things)} object")
             assert choice.prompt.splitlines()[2] == f"A. {choice.choices[0]}"
-        assert letters == set("ABCD")
+        assert letters == set("ABC")
         assert forms == {"colour", "texture", "name"}
 
     def test_conversations_have_all_forms(self) -> None:

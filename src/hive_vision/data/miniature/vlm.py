@@ -41,7 +41,7 @@ POSITIONS = (
 )
 ANNOTATORS = 10
 _AGREEING = 7  # of the annotators, at least; the others say the same in other words
-_CHOICES = 4
+_CHOICES = (2, 3)  # of which one is right
 _STREAMS = {"instructions": 11, "benchmarks": 12}
 
 
@@ -142,7 +142,7 @@ def ask_open(
 
 
 def ask_choice(rng: np.random.Generator, things: Sequence[Thing]) -> Choice | None:
-    """Ask which colour or pattern an object has, or what it is, with four choices and a hint."""
+    """Ask which colour or pattern an object has, or what it is, with choices and a hint."""
     form, thing = _asked_about(rng, things, ("colour", "texture", "name"))
     if thing is None:
         return None
@@ -158,8 +158,9 @@ def ask_choice(rng: np.random.Generator, things: Sequence[Thing]) -> Choice | No
         right, options = thing.name, SHAPES if thing.kind == "shape" else DIGITS
         question = f"which {'figure' if thing.kind == 'shape' else 'number'} is the {words}?"
     wrong = [option for option in options if option != right]
-    chosen = [wrong[place] for place in rng.permutation(len(wrong))[: _CHOICES - 1]]
-    answer = int(rng.integers(_CHOICES))
+    choices = _CHOICES[int(rng.integers(len(_CHOICES)))]
+    chosen = [wrong[place] for place in rng.permutation(len(wrong))[: choices - 1]]
+    answer = int(rng.integers(choices))
     chosen.insert(answer, right)
     count = len(things)
     hint = f"the picture shows {count} object{'s' if count > 1 else ''}."
@@ -173,19 +174,19 @@ def converse(
 
     The caption is most of what is learned: one word says little about a picture (docs/log.md).
     """
-    pairs = ask_pairs(rng, things)
-    pair = pairs[int(rng.integers(len(pairs)))]
     turns = [(pick(rng, DESCRIBE), caption)]
-    turns.append((pair.yes + BRIEFLY, "yes") if rng.random() < 0.5 else (pair.no + BRIEFLY, "no"))
+    for pair in ask_pairs(rng, things):
+        is_yes = rng.random() < 0.5
+        turns.append(((pair.yes if is_yes else pair.no) + BRIEFLY, "yes" if is_yes else "no"))
     relation = ask_relation(rng, things)
     if relation is not None:
         turns.append((relation[0] + BRIEFLY, relation[1]))
     asked = ask_open(rng, things)
     if asked is not None:
         turns.append((asked[0] + OR_UNANSWERABLE, asked[1]))
-    choice = ask_choice(rng, things)
-    if choice is not None:
-        turns.append((choice.prompt, choice.letter))
+    for choice in (ask_choice(rng, things), ask_choice(rng, things)):  # the hardest to learn
+        if choice is not None:
+            turns.append((choice.prompt, choice.letter))
     return [turns[place] for place in rng.permutation(len(turns))]
 
 
