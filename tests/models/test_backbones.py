@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from hive_vision.models.backbones import (
+    backbones_of,
     blank_images,
     capture_block_outputs,
     find_blocks,
@@ -22,6 +23,8 @@ from hive_vision.models.backbones import (
     load_vision_model,
     unreached_parameters,
 )
+from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from tests.conftest import LANGUAGE_FAMILIES, VISION_FAMILIES, text_config, vision_config
 from tests.models.helpers import WITH_HIDDEN_STATES, images
 
@@ -307,3 +310,11 @@ def test_hashes_tell_tensors_apart():
         hash_tensors({"a": torch.arange(4).reshape(2, 2).T})["a"]
         == (hash_tensors({"a": torch.tensor([[0, 2], [1, 3]])})["a"])
     ), "the values count, not how they lie in memory"
+
+
+def test_backbones_of_both_kinds_of_models() -> None:
+    parts = vision_config("clip"), text_config("llama")
+    hive = HiveForConditionalGeneration.from_backbones(*parts)
+    sa = SelfAttentionForConditionalGeneration.from_backbones(*parts, image_token_id=3)
+    assert backbones_of(hive) == (hive.vision_model, hive.language_model)
+    assert backbones_of(sa) == (sa.model.vision_tower, sa.model.language_model)

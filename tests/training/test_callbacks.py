@@ -7,10 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hive_vision.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
+from hive_vision.analysis.gradient_flow import GradientRecorder
+from hive_vision.training.callbacks import (
+    GradientFlowCallback,
+    InterruptCallback,
+    MetricsCallback,
+    ProgressCallback,
+)
 from hive_vision.training.errors import InterruptedRunError
+from hive_vision.training.pretrain import pretrain
+from tests.training.conftest import stage
 
 
 @pytest.fixture
@@ -118,3 +129,63 @@ def test_a_signal_between_steps_ends_the_run_at_once(args, state, number):
         with pytest.raises(InterruptedRunError) as stop:
             os.kill(os.getpid(), number)
         assert stop.value.signal_number == number
+
+
+def gradient_lines(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "encoder_gradients" in line]
+
+
+def test_every_second_step_is_listened_to(tmp_path, args, state):
+    encoder = nn.Sequential(*(nn.Linear(3, 3) for _ in range(2)))
+    metrics = MetricsCallback(tmp_path / "metrics.jsonl", "stage3")
+    callback = GradientFlowCallback(GradientRecorder(encoder), metrics, every=2)
+    for number in range(5):
+        state.global_step = number
+        callback.on_step_begin(args, state, TrainerControl())
+        listening = any(block._forward_hooks for block in encoder)
+        assert listening == (number in (1, 3))
+        (encoder(torch.ones(1, 3)) * (torch.nan if number == 3 else 1)).sum().backward()
+        state.global_step = number + 1
+        callback.on_step_end(args, state, TrainerControl())
+        assert not any(block._forward_hooks for block in encoder)
+    two, four = gradient_lines(tmp_path)
+    assert (two["stage"], two["step"], four["step"]) == ("stage3", 2, 4)
+    assert two["encoder_gradients"][1] == pytest.approx(3**0.5)
+    assert four["encoder_gradients"] == [None, None], "JSON has no NaN"
+
+
+def test_recording_gradients_changes_no_weight_and_goes_on(recipe, tmp_path):
+    """A run that records and is interrupted is one that does neither."""
+
+    def make(name: str, every: int):
+        stages = {"stage1": stage(1, max_steps=0), "stage3": stage(3, max_steps=5)}
+        output = str(tmp_path / name)
+        return recipe(output=output, gradients_every=every, micro_batch_size=2, **stages)
+
+    pretrain(make("silent", 0))
+    with pytest.raises(InterruptedRunError):
+        pretrain(make("recorded", 2), stop_after=("stage3", 3))
+    (before,) = gradient_lines(tmp_path / "recorded")
+    late = {"stage": "stage3", "step": 4, "encoder_gradients": []}  # not in the checkpoint
+    with (tmp_path / "recorded" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(late) + "\n")
+    pretrain(make("recorded", 2))
+    silent, recorded = (
+        load_file(tmp_path / name / "stage3" / "model" / "model.safetensors")
+        for name in ("silent", "recorded")
+    )
+    assert all(torch.equal(weight, recorded[name]) for name, weight in silent.items())
+    assert gradient_lines(tmp_path / "silent") == []
+    lines = gradient_lines(tmp_path / "recorded")
+    assert lines[0] == before
+    # Nothing of stage2, whose encoder is frozen.
+    assert [(line["stage"], line["step"]) for line in lines] == [("stage3", 2), ("stage3", 4)]
+    norms = [norm for line in lines for norm in line["encoder_gradients"]]
+    assert len(norms) == 16
+    assert all(norm > 0 for norm in norms)
+
+
+def test_how_often_gradients_are_recorded_is_no_negative_number(recipe):
+    with pytest.raises(ValueError, match="gradients_every is -1; it must be 0 or more"):
+        recipe(gradients_every=-1)

@@ -192,11 +192,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _open_stage(path: Path) -> _Trained:
     from hive_vision.folders import check_folder
+    from hive_vision.models.backbones import backbones_of
     from hive_vision.models.hive import HiveForConditionalGeneration
     from hive_vision.models.processing import load_image_processor
     from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
     from hive_vision.training.checkpoints import load_strictly
-    from hive_vision.training.stages import backbones_of
 
     manifest = check_folder(path, "model")
     sa = manifest["method"] == "sa"

@@ -264,6 +264,13 @@ def find_blocks(model: nn.Module, num_layers: int | None = None) -> nn.ModuleLis
     return found[0][1]
 
 
+def backbones_of(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Give encoder and language model of a `HiveForConditionalGeneration` or a LLaVA model."""
+    if model.config.model_type == "llava":
+        return model.model.vision_tower, model.model.language_model
+    return model.vision_model, model.language_model
+
+
 @contextmanager
 def capture_block_outputs(
     blocks: nn.ModuleList | nn.Sequential, layers: Sequence[int]

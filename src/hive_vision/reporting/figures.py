@@ -81,6 +81,20 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
+def colour_of(label: str, place: int) -> str:
+    """Give a line's colour: a method its own, anything else that of its place."""
+    return _COLOURS[_place(label, place) % len(_COLOURS)]
+
+
+def marker_of(label: str, place: int) -> str:
+    """Give a line's marker, as ``colour_of``."""
+    return _MARKERS[_place(label, place) % len(_MARKERS)]
+
+
+def _place(label: str, place: int) -> int:
+    return _METHODS.index(label) if label in _METHODS else len(_METHODS) + place
+
+
 def _places(labels: Iterable[str]) -> dict[str, int]:
     """Give each line a colour and marker: methods their own, others those after them."""
     others = count(len(_METHODS))

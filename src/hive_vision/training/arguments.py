@@ -229,6 +229,8 @@ class RunArguments:
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         log_every: Steps between lines in metrics.jsonl.
         evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
+        gradients_every: Steps between records of the gradient's norm at every encoder layer, in
+            metrics.jsonl (of the main process's images); 0 for none.
         save_every: Steps between checkpoints; 0 for the end of a stage only.
         faults: Divergence, stalls, and being asked to stop.
         miniature: Data and models that are drawn and trained first, if their folder is not there.
@@ -242,6 +244,7 @@ class RunArguments:
     gradient_checkpointing: bool = False
     log_every: int = 10
     evaluate_every: int = 0
+    gradients_every: int = 0
     save_every: int = 0
     faults: FaultArguments = field(default_factory=FaultArguments)
     miniature: MiniatureSettings | None = None
@@ -251,7 +254,7 @@ class RunArguments:
         for name in ("micro_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("save_every", "evaluate_every"):
+        for name in ("save_every", "evaluate_every", "gradients_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.precision == "float16" and self.faults.on_divergence != "stop":

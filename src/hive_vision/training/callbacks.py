@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hive_vision.analysis.gradient_flow import GradientRecorder
 from hive_vision.folders import write_text
 from hive_vision.training.errors import InterruptedRunError
 from hive_vision.training.processes import max_over_processes
@@ -72,6 +74,36 @@ class MetricsCallback(TrainerCallback):
             line = {"stage": self.stage, "step": state.global_step, **logs}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+class GradientFlowCallback(TrainerCallback):
+    """Notes in ``metrics.jsonl`` how large the gradient at each encoder layer is.
+
+    Args:
+        recorder: Listens to the encoder.
+        metrics: Writes the lines.
+        every: Steps between records.
+    """
+
+    def __init__(self, recorder: GradientRecorder, metrics: MetricsCallback, every: int) -> None:
+        self.recorder = recorder
+        self.metrics = metrics
+        self.every = every
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen to a step that is to be noted."""
+        if (state.global_step + 1) % self.every == 0:
+            self.recorder.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what was heard; of a frozen encoder nothing is."""
+        norms = [norm if math.isfinite(norm) else None for norm in self.recorder.stop()]
+        if norms:
+            self.metrics.on_log(args, state, control, {"encoder_gradients": norms})
 
 
 class ProgressCallback(TrainerCallback):

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from accelerate import PartialState
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
+from hive_vision.analysis.gradient_flow import GradientRecorder
 from hive_vision.folders import check_folder, read_json, read_manifest, write_json
-from hive_vision.models.backbones import hash_tensors
+from hive_vision.models.backbones import backbones_of, hash_tensors
 from hive_vision.training.arguments import RunArguments, StageArguments
 from hive_vision.training.bad_samples import BadSampleLog
-from hive_vision.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
+from hive_vision.training.callbacks import (
+    GradientFlowCallback,
+    InterruptCallback,
+    MetricsCallback,
+    ProgressCallback,
+)
 from hive_vision.training.checkpoints import (
     last_checkpoint,
     load_strictly,
@@ -295,7 +301,12 @@ class Job(ABC, Generic[A]):
             logger.info("%s goes on from step %d", name, step_of(checkpoint))
         progress = ProgressCallback(name)
         metrics = MetricsCallback(self.run.metrics, name)
-        trainer = self.trainer(name, stage, parts, callbacks=[metrics, progress, self.interrupt])
+        callbacks: list[TrainerCallback] = [metrics, progress, self.interrupt]
+        if self.arguments.gradients_every:
+            recorder = GradientRecorder(backbones_of(self.model)[0])
+            every = self.arguments.gradients_every
+            callbacks.append(GradientFlowCallback(recorder, metrics, every))
+        trainer = self.trainer(name, stage, parts, callbacks=callbacks)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:

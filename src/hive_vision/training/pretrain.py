@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hive_vision.data.collators import CaptionCollator
 from hive_vision.folders import read_json, write_json
-from hive_vision.models.backbones import load_config
+from hive_vision.models.backbones import backbones_of, load_config
 from hive_vision.models.export import encoder_card, export_encoder
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor, check_image_size
@@ -26,7 +26,6 @@ from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.processes import on_main, on_main_apart
 from hive_vision.training.run_data import RunData, load_run_data
 from hive_vision.training.run_folder import RunFolder
-from hive_vision.training.stages import backbones_of
 from hive_vision.training.watchdog import Watchdog
 
 # Name of a stage, the encoder after it and its image processor -> what to keep of it, as JSON.

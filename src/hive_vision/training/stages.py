@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from hive_vision.models.backbones import find_blocks, unreached_parameters
+from hive_vision.models.backbones import backbones_of, find_blocks, unreached_parameters
 from hive_vision.models.cross_attention import CrossAttention
 from hive_vision.naming import unknown_name
 
@@ -66,13 +66,6 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
         assert group is not None, name
         groups[name] = "vision_tail" if name in tail else group
     return groups
-
-
-def backbones_of(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Give encoder and language model of a `HiveForConditionalGeneration` or a LLaVA model."""
-    if model.config.model_type == "llava":
-        return model.model.vision_tower, model.model.language_model
-    return model.vision_model, model.language_model
 
 
 def sharded_classes(model: PreTrainedModel) -> list[str]:

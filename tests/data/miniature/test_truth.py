@@ -1,0 +1,49 @@
+"""Where the miniature's objects are and which words name them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hive_vision.data.miniature.scenes import COLOURS
+from hive_vision.data.miniature.truth import read_named_objects
+
+
+@pytest.fixture(scope="module")
+def folders(miniature: Path) -> tuple[Path, Path]:
+    return miniature / "captions" / "validation", miniature / "masks" / "validation"
+
+
+def test_words_name_the_object_and_the_mask_is_where_it_lies(folders: tuple[Path, Path]) -> None:
+    captions, masks = folders
+    several = named = 0
+    for line in (captions / "metadata.jsonl").read_text().splitlines()[:30]:
+        record = json.loads(line)
+        found = read_named_objects(captions, masks, record["file_name"])
+        assert len(found) == len(record["objects"])
+        several += len(found) > 1
+        for thing, facts in zip(found, record["objects"], strict=True):
+            start, stop = thing.words
+            phrase = record["caption"][start:stop].lower()
+            assert phrase.startswith(("a ", "an "))
+            said = {colour for colour in COLOURS if colour in phrase.split()}
+            assert said <= {facts["colour"]}
+            named += len(said)
+            rows, columns = np.nonzero(thing.mask)
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert list(box) == facts["box"]
+            with Image.open(captions / record["file_name"]) as image:
+                assert thing.mask.shape == (image.height, image.width)
+    assert several
+    assert named > 20
+
+
+def test_objects_that_are_not_there(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    captions, masks = folders
+    with pytest.raises(ValueError, match="is missing; give the folder with masks of the same"):
+        read_named_objects(captions, masks, "other.png")
+    Image.new("L", (8, 8)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"metadata.jsonl has no scene 'other.png'"):
+        read_named_objects(captions, tmp_path, "other.png")
