@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hive_vision.cli.reports import show_report
-from hive_vision.reporting.probe_tables import Cell, Grid
+from hive_vision.reporting.tables import Cell, Grid
 
 
 def test_tables_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

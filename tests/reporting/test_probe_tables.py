@@ -11,8 +11,6 @@ from rich.console import Console
 from hive_vision.evaluation.probe import ProbeResult
 from hive_vision.evaluation.statistics import paired_difference
 from hive_vision.reporting.probe_tables import (
-    Cell,
-    Grid,
     accuracy_grid,
     accuracy_text,
     difference_grid,
@@ -24,6 +22,7 @@ from hive_vision.reporting.probe_tables import (
     search_grid,
     to_markdown,
 )
+from hive_vision.reporting.tables import Cell, Grid
 
 SETTINGS = {"probe": "linear", "protocol": "fast", "layer": 12, "depth": 12, "pooling": "mean"}
 
@@ -72,14 +71,6 @@ def test_differences_are_those_of_the_statistics() -> None:
     assert [cell.text for cell in row[:2]] == ["texture", "hive - base"]
     mean, low, high = (100 * v for v in (expected.mean, expected.low, expected.high))
     assert row[2] == Cell(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", bold=True)
-
-
-def test_markdown_and_terminal_say_the_same() -> None:
-    grid = Grid(["a", "b"], [[Cell("x"), Cell("1.0", bold=True)], [Cell("y"), Cell("[2.0]")]])
-    assert grid.to_markdown() == "| a | b |\n|---|---:|\n| x | **1.0** |\n| y | [2.0] |\n"
-    text = drawn(grid)
-    assert "\x1b[1m  1.0\x1b[0m" in text
-    assert "[2.0]" in text, "brackets are no markup"
 
 
 def test_four_methods_fit_into_a_terminal() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hive_vision.reporting.tables import MISSING, method_table
+from hive_vision.reporting.tables import MISSING, Cell, Grid, method_table, side_by_side
 
 
 def result(method: str, **other: Any) -> dict[str, Any]:
@@ -74,3 +74,30 @@ def test_no_number_is_cut(width: int, seconds: float) -> None:
     assert "…" not in text
     assert text.count("1,234,567") == 2
     assert text.count(f"{seconds:.3g}"[:4]) == 6
+
+
+def test_markdown_and_terminal_say_the_same() -> None:
+    grid = Grid(["a", "b"], [[Cell("x"), Cell("1.0", bold=True)], [Cell("y"), Cell("[2.0]")]])
+    assert grid.to_markdown() == "| a | b |\n|---|---:|\n| x | **1.0** |\n| y | [2.0] |\n"
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    console.print(grid.to_rich())
+    text = console.file.getvalue()
+    assert "\x1b[1m  1.0\x1b[0m" in text
+    assert "[2.0]" in text, "brackets are no markup"
+
+
+def test_a_bar_in_a_cell_is_no_border() -> None:
+    grid = Grid(["a"], [[Cell("x|y")], [Cell("z|", bold=True)]])
+    assert grid.to_markdown().splitlines()[2:] == ["| x\\|y |", "| **z\\|** |"]
+
+
+def test_text_columns_stand_to_the_left() -> None:
+    assert "|---|---|" in Grid(["a", "b"], []).to_markdown(is_numeric=False)
+
+
+def test_a_column_for_each_test() -> None:
+    rows = [("x", "b - a", "1"), ("x", "c - a", "2"), ("y", "b - a", "3")]
+    grid = side_by_side(Grid(["points", "", "d"], [[Cell(text) for text in row] for row in rows]))
+    assert list(grid.headings) == ["points", "x", "y"]
+    texts = [[cell.text for cell in row] for row in grid.rows]
+    assert texts == [["b - a", "1", "3"], ["c - a", "2", MISSING]]

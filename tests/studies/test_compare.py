@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from hive_vision.evaluation.arguments import ProbeArguments
+from hive_vision.reporting.model_card import to_model_card
 from hive_vision.settings import read_settings
 from hive_vision.studies.compare import (
     CompareArguments,
@@ -16,6 +17,7 @@ from hive_vision.studies.compare import (
     compare_methods,
 )
 from hive_vision.studies.plan import make_plan
+from hive_vision.studies.report import make_report
 from hive_vision.training.recipes import load_recipe
 from tests.evaluation.helpers import write_colours
 
@@ -99,6 +101,13 @@ def test_every_layer_of_every_run(study: CompareArguments) -> None:
         np.testing.assert_array_equal(results[-1].correct, last.correct)
     content = json.loads((Path(study.output) / "results.json").read_text())
     assert len(content["layers"]["colours"]["hive"]) == 8
+    card = to_model_card(make_report([Path(study.output)]))
+    for text in (
+        "base (2 seeds) and hive (2 seeds)",
+        "| colours: layer | base | hive |",
+        "2 training",
+    ):
+        assert text in card
 
 
 def test_several_runs_at_once_are_the_same_runs(study: CompareArguments, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_demo_compares_the_methods_in_one_table(tiny_recipe, tmp_path, capsys):
     assert base["trained_parameters"] == 0
     assert sa["trained_parameters"] != hive["trained_parameters"] > 0
     assert set(results["probe"]["results"]["hive"]) == set(CLASSIFICATION_SETS)
+    page = (tmp_path / "demo" / "report.html").read_text()
+    for word in ("stage3: vision_model", "texture", "stage1", "One training run of each method"):
+        assert word in page
+    assert table.splitlines()[-1] == f"The report: {tmp_path / 'demo' / 'report.html'}"
+    assert "## Probes" in (tmp_path / "demo" / "model_card.md").read_text()
     # One process for each method: each has its own peak, and a second demo trains nothing.
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "demo").rglob("*.safetensors")}
     main(command)

@@ -19,6 +19,8 @@ COMMANDS = {
     "probe": "probe",
     "export": "export",
     "compare": "compare",
+    "report": "report",
+    "maps": "maps",
     "plan": "plan",
     "data": "data",
     "resume-test": "resume_test",
@@ -39,6 +41,8 @@ commands:
   export ENCODER       a trained encoder as a plain folder, or inside its whole CLIP or SigLIP
   probe ENCODER        classification with the encoder frozen; several encoders side by side
   compare STUDY        methods against each other: pre-trained and probed over several seeds
+  maps RUN             gradient maps, attention maps, and both in numbers, side by side
+  report RUN...        one HTML page and a model card about runs, demos, studies and their results
   plan RECIPE          memory, time and devices that a recipe needs, before it is started
   data verify RECIPE   find samples that cannot be used; summary and quarantine file
   data show RECIPE     print samples as the trainer sees them, supervised tokens coloured

@@ -7,8 +7,8 @@ usage: hive-vision demo [--cascaded | --no-cascaded] [--output FOLDER] [--recipe
 
 Draw the miniature data, train its small foundation models, pre-train an encoder with each method
 (base, sa, cascaded, hive) in a process of its own, and print what they cost and how well a linear
-head on the frozen encoders classifies. Run again after an interruption: what is done is not done
-again.
+head on the frozen encoders classifies; all of it goes into report.html too, with maps of what the
+models look at. Run again after an interruption: what is done is not done again.
 
   --output FOLDER    where the runs go (runs/demo)
   --recipe RECIPE    what the runs do (demo)
@@ -27,9 +27,11 @@ def run(arguments: list[str]) -> None:
     from rich.console import Console
 
     from hive_vision.folders import write_json
+    from hive_vision.reporting.map_report import MapStyle, write_maps
     from hive_vision.reporting.probe_tables import probe_report, results_json
     from hive_vision.reporting.tables import method_table
     from hive_vision.studies.demo import run_demo
+    from hive_vision.studies.report import PAGE, write_report
     from hive_vision.training.arguments import Method
     from hive_vision.training.recipes import load_recipe
 
@@ -52,9 +54,13 @@ def run(arguments: list[str]) -> None:
     demo = run_demo(options.recipe, Path(options.output), recipe.miniature, methods)
     note, grids = probe_report(demo.accuracies)
     content = {"methods": demo.runs, "probe": results_json(demo.accuracies)}
-    write_json(Path(options.output) / "results.json", content)
+    output = Path(options.output)
+    write_json(output / "results.json", content)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     console.print(method_table(demo.runs))
     console.print(grids[0].to_rich())  # the differences are in results.json
     console.print(note)
     console.print(f"The pre-trained encoder: {demo.runs[-1]['encoder']}", soft_wrap=True)
+    write_maps(demo.inside, output / "maps", MapStyle())
+    write_report([output], output)
+    console.print(f"The report: {output / PAGE}", soft_wrap=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hive_vision.reporting.probe_tables import Grid
+    from hive_vision.reporting.tables import Grid
 
 
 def show_report(report: tuple[str, Sequence["Grid"]], output: Path) -> None:

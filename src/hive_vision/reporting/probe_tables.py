@@ -1,57 +1,13 @@
 """Accuracies with their spread, and the differences between methods, for terminal and Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from hive_vision.evaluation.probe import ProbeResult
 from hive_vision.evaluation.statistics import all_differences, best
-from hive_vision.reporting.tables import MISSING
+from hive_vision.reporting.tables import MISSING, Cell, Grid
 
 Results = Mapping[str, Mapping[str, ProbeResult]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text, and whether it stands out."""
-
-    text: str
-    bold: bool = False
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table that is drawn in a terminal or written as Markdown.
-
-    Attributes:
-        headings: Of the columns; the first column names the rows.
-        rows: Cells, one for each heading.
-    """
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-    def to_rich(self) -> Table:
-        """Draw it."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-        for number, heading in enumerate(self.headings):
-            table.add_column(heading, justify="right" if number else "left")
-        for row in self.rows:
-            table.add_row(*(Text(cell.text, "bold" if cell.bold else "") for cell in row))
-        return table
-
-    def to_markdown(self) -> str:
-        """Write it."""
-        lines = ["| " + " | ".join(self.headings) + " |"]
-        lines.append("|---" + "|---:" * (len(self.headings) - 1) + "|")
-        for row in self.rows:
-            cells = (f"**{cell.text}**" if cell.bold else cell.text for cell in row)
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + "\n"
 
 
 def accuracy_grid(results: Results) -> Grid:

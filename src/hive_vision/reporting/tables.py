@@ -1,12 +1,76 @@
-"""Tables for the terminal."""
+"""Tables for the terminal, and grids of cells that are drawn or written in any form."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and whether it stands out."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table that is drawn in a terminal or written as Markdown.
+
+    Attributes:
+        headings: Of the columns; the first column names the rows.
+        rows: Cells, one for each heading.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def to_rich(self) -> Table:
+        """Draw it."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+        for number, heading in enumerate(self.headings):
+            table.add_column(heading, justify="right" if number else "left")
+        for row in self.rows:
+            table.add_row(*(Text(cell.text, "bold" if cell.bold else "") for cell in row))
+        return table
+
+    def to_markdown(self, is_numeric: bool = True) -> str:
+        """Write it.
+
+        Args:
+            is_numeric: Whether columns after the first are numbers, which stand to the right.
+        """
+        lines = ["| " + " | ".join(self.headings) + " |"]
+        other = "|---:" if is_numeric else "|---"
+        lines.append("|---" + other * (len(self.headings) - 1) + "|")
+        for row in self.rows:
+            texts = (cell.text.replace("|", "\\|") for cell in row)
+            cells = (f"**{t}**" if cell.bold else t for t, cell in zip(texts, row, strict=True))
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def side_by_side(grid: Grid) -> Grid:
+    """Give differences of two methods a row and each test a column, instead of a row for each.
+
+    Args:
+        grid: Of three columns: test, the two methods, their difference.
+    """
+    tests = list(dict.fromkeys(test.text for test, _, _ in grid.rows))
+    by_pair: dict[str, dict[str, Cell]] = {}
+    for test, pair, difference in grid.rows:
+        by_pair.setdefault(pair.text, {})[test.text] = difference
+    rows = [
+        [Cell(pair), *(by_test.get(test, Cell(MISSING)) for test in tests)]
+        for pair, by_test in by_pair.items()
+    ]
+    return Grid([grid.headings[0], *tests], rows)
 
 
 def method_table(results: Sequence[Mapping[str, Any]]) -> Table:

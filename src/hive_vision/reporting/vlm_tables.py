@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from hive_vision.evaluation.statistics import Difference, accuracy, all_differences, best
 from hive_vision.evaluation.vlm_baselines import is_a_question
 from hive_vision.evaluation.vlm_benchmarks import TaskResult
-from hive_vision.reporting.probe_tables import Cell, Grid
-from hive_vision.reporting.tables import MISSING
+from hive_vision.reporting.tables import MISSING, Cell, Grid
 
 # Method -> its runs, e.g. one for each seed -> task -> result.
 VlmResults: TypeAlias = Mapping[str, Sequence[Mapping[str, TaskResult]]]

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hive_vision.analysis.findings import Findings
 from hive_vision.data.miniature.build import CLASSIFICATION_SETS
 from hive_vision.evaluation.arguments import ProbeArguments
 from hive_vision.evaluation.probe import ProbeResult
 from hive_vision.folders import read_json
+from hive_vision.studies.maps import MapsArguments, look_inside
 from hive_vision.studies.probe import compare_encoders
 from hive_vision.training.arguments import Method
 from hive_vision.training.miniature import MiniatureSettings, ensure_miniature
 
 logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 32  # held-out samples, of which a look at each method takes some seconds
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,18 @@ class Demo:
     Attributes:
         runs: For each method its ``results.json``.
         accuracies: Method -> classification set -> result.
+        inside: What was seen inside of the models.
     """
 
     runs: list[dict[str, Any]]
     accuracies: dict[str, dict[str, ProbeResult]]
+    inside: Findings
 
 
 def run_demo(
     recipe: str, output: Path, miniature: MiniatureSettings, methods: Sequence[Method]
 ) -> Demo:
-    """Pre-train with each method in a process of its own, then probe the encoders.
+    """Pre-train with each method in a process of its own, probe the encoders, look into the models.
 
     One process for each method, because the peak memory of a process only grows.
 
@@ -69,4 +75,12 @@ def run_demo(
     probe = ProbeArguments(cache=str(output / "features"))
     sets = [str(folder / "data" / "classification" / name) for name in CLASSIFICATION_SETS]
     encoders: dict[str, str] = {method: str(output / method / "encoder") for method in methods}
-    return Demo(runs, compare_encoders(encoders, sets, probe))
+    accuracies = compare_encoders(encoders, sets, probe)
+    look = MapsArguments(
+        data=str(folder / "data" / "captions" / "validation"),
+        masks=str(folder / "data" / "masks" / "validation"),
+        samples=1,
+        flow_samples=_LOOKED_AT,
+    )
+    inside = look_inside({method: str(output / method) for method in methods}, look)
+    return Demo(runs, accuracies, inside)
