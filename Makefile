@@ -45,12 +45,13 @@ test-faults: install
 	@touch $@
 
 # The previous major version, which exports are read with too.
-.venv-eval/transformers-4: .venv-eval/installed
-	.venv-eval/bin/python -m pip install --quiet --no-deps --target $@ transformers==4.57.6 \
+.venv-eval/transformers-4/installed: .venv-eval/installed Makefile
+	rm -rf $(@D)
+	.venv-eval/bin/python -m pip install --quiet --no-deps --target $(@D) transformers==4.57.6 \
 		tokenizers==0.22.1 huggingface-hub==0.36.0 requests urllib3 charset-normalizer idna certifi
 	@touch $@
 
-test-eval: .venv-eval/transformers-4
+test-eval: .venv-eval/transformers-4/installed
 	OMP_NUM_THREADS=1 .venv-eval/bin/python -m pytest tests/harness
 
 # Skips where there is no Chromium on the PATH.

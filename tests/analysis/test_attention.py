@@ -81,6 +81,12 @@ def test_pointing_by_hand() -> None:
     np.testing.assert_allclose(found.mass, [(0.6 + 0.4 / 2) / 1.5, 0])
     np.testing.assert_array_equal(found.hit, [1, 0])
     assert (found.area, found.patches) == (6 / 16, 0.5)
+    assert np.isnan(found.others).all(), "there is no other object"
+    # The words of another object, token 1: rows 0 and 1 count.
+    also = pointing(maps_of(layers), sample_of(spans), (2, 14), MASK, [(0, 1), (20, 30)])
+    assert also is not None
+    np.testing.assert_allclose(also.others, [0.6 / 1.5, 0])
+    np.testing.assert_array_equal(also.mass, found.mass)
 
 
 def test_heads_are_averaged() -> None:
@@ -100,9 +106,10 @@ def test_words_that_were_cut_off() -> None:
 
 
 def test_mean_of_objects() -> None:
-    one = Pointing(np.array([0.2, 0.4]), np.array([1.0, 0.0]), 0.1, 0.2)
-    other = Pointing(np.array([0.6, 0.4]), np.array([1.0, 1.0]), 0.3, 0.2)
+    one = Pointing(np.array([0.2, 0.4]), np.array([0.1, 0.1]), np.array([1.0, 0.0]), 0.1, 0.2)
+    other = Pointing(np.array([0.6, 0.4]), np.array([0.3, 0.2]), np.array([1.0, 1.0]), 0.3, 0.2)
     found = mean_pointing([one, other])
+    np.testing.assert_allclose(found.others, [0.2, 0.15])
     np.testing.assert_allclose(found.mass, [0.4, 0.4])
     np.testing.assert_allclose(found.hit, [1, 0.5])
     assert (found.area, found.patches) == (pytest.approx(0.2), pytest.approx(0.2))

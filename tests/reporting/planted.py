@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from hive_vision.analysis.attention import Pointing
-from hive_vision.analysis.findings import AttentionNumbers, Findings, Picture, Shown
+from hive_vision.analysis.findings import ALL_STAGES, AttentionNumbers, Findings, Picture, Shown
 from hive_vision.analysis.gradient_flow import GradientFlow
 from hive_vision.analysis.maps import AttentionMaps, GradientMaps
 
@@ -45,7 +45,9 @@ def numbers(last_distance: float, mass: float, seed: int = 0) -> AttentionNumber
     distance[:, -1] += last_distance
     masses = mass + 0.02 * noise(seed + 1, SAMPLES, ATTENDING)
     masses[:, -1] += 0.1
-    looks = [Pointing(m, np.array([0.0, 1.0]), 0.2, 0.25) for m in masses]
+    others = np.full(ATTENDING, 0.2)
+    looks = [Pointing(m, others, np.array([0.0, 1.0]), 0.2, 0.25) for m in masses]
+    looks[0] = Pointing(masses[0], others * np.nan, np.array([0.0, 1.0]), 0.2, 0.25)
     return AttentionNumbers(distance + 0.5, distance, distance, looks)
 
 
@@ -65,7 +67,13 @@ def findings(**changed: Any) -> Findings:
         "shown": [shown],
         "flows": {"hive": flow(2.0, 0.1), "sa": flow(0.25, seed=5)},
         "numbers": {"hive": numbers(0.1, 0.4), "sa": numbers(0.0, 0.15, seed=5)},
-        "updates": {"hive": {"stage2": np.zeros(LAYERS), "stage3": np.linspace(0, 0.5, LAYERS)}},
+        "updates": {
+            "hive": {
+                "stage2": np.zeros(LAYERS),
+                "stage3": np.linspace(0, 0.5, LAYERS),
+                ALL_STAGES: np.linspace(0, 0.4, LAYERS),
+            }
+        },
         "cka": {("base", "hive"): np.eye(LAYERS), ("hive", "sa"): np.eye(LAYERS, 4)},
         "images": SAMPLES,
         "data": "planted",

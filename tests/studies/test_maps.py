@@ -94,11 +94,12 @@ def test_maps_and_numbers_are_those_of_the_last_models(found: Findings, runs: Ru
 def test_weight_updates_by_stage(found: Findings, runs: Runs) -> None:
     assert list(found.updates) == ["hive", "sa"]
     updates = found.updates["hive"]
-    assert list(updates) == ["stage2", "stage3"]
+    assert list(updates) == ["stage2", "stage3", "all"]
     assert not updates["stage2"].any()
     start = load_vision_model(_recipe(runs["hive"])["model"]["vision"])
     end = load_vision_model(f"{runs['hive']}/encoder")
-    np.testing.assert_allclose(updates["stage3"], weight_updates(start, end))
+    for stages in ("stage3", "all"):
+        np.testing.assert_allclose(updates[stages], weight_updates(start, end))
     assert updates["stage3"].all()
 
 
@@ -111,7 +112,7 @@ def test_encoders_are_compared_with_the_base_once(found: Findings) -> None:
 
 
 def test_the_base_of_a_single_run_is_found(runs: Runs, image_folder: Path) -> None:
-    arguments = MapsArguments(data=str(image_folder), samples=0, flow_samples=2)
+    arguments = MapsArguments(data=str(image_folder), samples=0, flow_samples=8)
     found = look_inside({"x": runs["hive"]}, arguments)
     ((pair, matrix),) = found.cka.items()
     assert pair == ("base", "x")
@@ -203,7 +204,7 @@ def test_words_and_what_they_name(runs: Runs, tmp_path: Path) -> None:
         mean = maps.weights[:, :, 1:3].mean(axis=(1, 2))  # of "a" and "star"
         np.testing.assert_allclose(last.mass, mean[:, :, :2].sum((1, 2)) / mean.sum((1, 2)))
     (masks / "2.png").unlink()
-    with pytest.raises(ValueError, match="is missing; give the folder with masks"):
+    with pytest.raises(ValueError, match=r"2.png does not say where the objects"):
         look_inside({"sa": runs["sa"]}, arguments)
 
 

@@ -92,3 +92,14 @@ def test_vlm_data_is_completed(settings):
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert ensure_vlm_data(settings) == folder
     assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_questions_of_another_version_are_refused(settings):
+    folder = ensure_vlm_data(settings)
+    kept = folder / "vlm" / "settings.json"
+    kept.write_text(kept.read_text().replace("400", "401"))
+    with pytest.raises(ValueError, match=r"questions of another version .*: delete it and .*llama"):
+        ensure_vlm_data(settings)
+    kept.unlink()
+    with pytest.raises(ValueError, match="questions of another version"):
+        ensure_vlm_data(settings)

@@ -37,12 +37,15 @@ class Pointing:
 
     Attributes:
         mass: (S,) share of the attention on patches that lies on the object; heads averaged.
+        others: (S,) the same share of the attention of the words for the image's other objects; NaN
+            where there are none. A model that looks at objects whatever is said has both alike.
         hit: (S,) 1 where the most attended patch is one that the object covers by half or more.
         area: Share of the image that the object covers: what ``mass`` is of even attention.
         patches: Share of the patches that it covers by half or more: what ``hit`` is by chance.
     """
 
     mass: NDArray[np.float64]
+    others: NDArray[np.float64]
     hit: NDArray[np.float64]
     area: float
     patches: float
@@ -72,7 +75,11 @@ def attention_spread(maps: AttentionMaps) -> Spread:
 
 
 def pointing(
-    maps: AttentionMaps, sample: Sample, span: tuple[int, int], mask: NDArray[np.bool_]
+    maps: AttentionMaps,
+    sample: Sample,
+    span: tuple[int, int],
+    mask: NDArray[np.bool_],
+    other_spans: Sequence[tuple[int, int]] = (),
 ) -> Pointing | None:
     """Compare where a phrase looks with where its object is.
 
@@ -83,31 +90,47 @@ def pointing(
         sample: The caption's tokens.
         span: Characters ``[start, stop)`` of the phrase.
         mask: (H, W) where the object is; the image as the encoder sees it, at any resolution.
+        other_spans: The phrases for the image's other objects.
 
     Returns:
         ``None`` if the caption was cut before the phrase.
     """
-    start, stop = span
-    tokens = [n for n, (a, b) in enumerate(sample.spans) if b > start and a < stop]
-    if not tokens:
+    attention = _look(maps, sample, span)
+    if attention is None:
         return None
-    looks = sorted({place for token in tokens for place in (token - 1, token)})
-    attention = maps.combined("mean")[:, looks].mean(axis=1)  # (S, R, C)
     covered = coverage(mask, sample.grid)
-    total = np.maximum(attention.sum(axis=(-2, -1)), np.finfo(np.float64).tiny)
     most = attention.reshape(len(attention), -1).argmax(axis=-1)
+    others = [_look(maps, sample, other) for other in other_spans]
+    masses = [_share(other, covered) for other in others if other is not None]
     return Pointing(
-        mass=(attention * covered).sum(axis=(-2, -1)) / total,
+        mass=_share(attention, covered),
+        others=np.mean(masses, axis=0) if masses else np.full(len(attention), np.nan),
         hit=(covered.reshape(-1)[most] >= 0.5).astype(np.float64),
         area=float(covered.mean()),
         patches=float((covered >= 0.5).mean()),
     )
 
 
+def _look(maps: AttentionMaps, sample: Sample, span: tuple[int, int]) -> NDArray[np.float64] | None:
+    """Attention (S, R, C) of a phrase; ``None`` if the caption was cut before it."""
+    start, stop = span
+    tokens = [n for n, (a, b) in enumerate(sample.spans) if b > start and a < stop]
+    if not tokens:
+        return None
+    looks = sorted({place for token in tokens for place in (token - 1, token)})
+    return np.asarray(maps.combined("mean")[:, looks].mean(axis=1))
+
+
+def _share(attention: NDArray[np.float64], covered: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.maximum(attention.sum(axis=(-2, -1)), np.finfo(np.float64).tiny)
+    return np.asarray((attention * covered).sum(axis=(-2, -1)) / total)
+
+
 def mean_pointing(looks: Sequence[Pointing]) -> Pointing:
     """Average the objects of one image, so that images count alike."""
     return Pointing(
         mass=np.mean([look.mass for look in looks], axis=0),
+        others=np.mean([look.others for look in looks], axis=0),
         hit=np.mean([look.hit for look in looks], axis=0),
         area=float(np.mean([look.area for look in looks])),
         patches=float(np.mean([look.patches for look in looks])),

@@ -1,4 +1,4 @@
-"""How alike the layers of two encoders are: linear CKA (Kornblith et al. 2019, equation 3).
+"""How alike the layers of two encoders are: linear CKA (Kornblith et al. 2019), debiased.
 
 Shapes: n images, L layers, D encoder width.
 """
@@ -13,6 +13,8 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from hive_vision.models.backbones import capture_block_outputs, find_blocks, image_token_counts
+
+FEWEST = 4  # images that the estimate is defined for
 
 
 @torch.no_grad()
@@ -52,25 +54,43 @@ def layer_means(
 
 
 def linear_cka(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Compare two representations of the same images.
+    """Compare two representations of the same images, without the bias of few images.
+
+    The plain estimate calls unrelated features alike where images are few (independent ones of 96
+    numbers on 64 images: 0.59), so HSIC is estimated as Song et al. (2012, equation 5) do.
 
     Args:
         first: (n, D).
         second: (n, D').
 
     Returns:
-        1 where one is a rotated and scaled copy of the other; 0 where they share nothing.
+        1 where one is a rotated and scaled copy of the other; about 0, on either side of it, where
+        they share nothing.
 
     Raises:
-        ValueError: If they are not of the same images.
+        ValueError: If they are not of the same images, or of fewer than 4.
     """
     if len(first) != len(second):
         raise ValueError(f"features of {len(first)} and {len(second)} images cannot be compared")
-    x, y = (
-        part.astype(np.float64) - part.mean(axis=0, dtype=np.float64) for part in (first, second)
-    )
-    shared = np.linalg.norm(y.T @ x) ** 2
-    return float(shared / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+    if len(first) < FEWEST:
+        raise ValueError(f"CKA needs at least {FEWEST} images; got {len(first)}")
+    x, y = (_gram(part) for part in (first, second))
+    return _hsic(x, y) / float(np.sqrt(_hsic(x, x) * _hsic(y, y)))
+
+
+def _gram(features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Products of all pairs of images (n, n), without those of an image with itself."""
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    products = centred @ centred.T
+    np.fill_diagonal(products, 0.0)
+    return np.asarray(products)
+
+
+def _hsic(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Unbiased estimate of the Hilbert-Schmidt independence criterion of two Gram matrices."""
+    n = len(x)
+    total = (x * y).sum() + x.sum() * y.sum() / ((n - 1) * (n - 2))
+    return float((total - 2 / (n - 2) * (x.sum(axis=0) @ y.sum(axis=0))) / (n * (n - 3)))
 
 
 def cka_matrix(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:

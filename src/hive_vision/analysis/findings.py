@@ -14,6 +14,8 @@ from hive_vision.analysis.attention import Pointing
 from hive_vision.analysis.gradient_flow import GradientFlow
 from hive_vision.analysis.maps import AttentionMaps, GradientMaps
 
+ALL_STAGES = "all"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -69,7 +71,7 @@ class Findings:
         shown: Maps of samples.
         flows: Model -> gradient flow.
         numbers: Model -> attention in numbers.
-        updates: Model -> stage -> (L,) relative weight update.
+        updates: Model -> stage -> (L,) relative weight update; of all stages together too.
         cka: (encoder, encoder) -> (L, L').
         images: How many images the CKA is over.
         data: What the numbers are over.

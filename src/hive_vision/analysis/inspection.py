@@ -92,7 +92,8 @@ class InspectedModel:
             found = HiveProcessor(found.image_processor, found.tokenizer)
         loader = SelfAttentionForConditionalGeneration if kind == "llava" else None
         model = (loader or HiveForConditionalGeneration).from_pretrained(path)
-        return cls(model.eval(), found)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.eval().to(device), found)
 
     def prepare(self, image: Image.Image, caption: str) -> Sample:
         """Make a batch of one.

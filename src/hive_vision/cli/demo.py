@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> None:
     from hive_vision.reporting.map_report import MapStyle, write_maps
     from hive_vision.reporting.probe_tables import probe_report, results_json
     from hive_vision.reporting.tables import method_table
-    from hive_vision.studies.demo import run_demo
+    from hive_vision.studies.demo import look_into_demo, run_demo
     from hive_vision.studies.report import PAGE, write_report
     from hive_vision.training.arguments import Method
     from hive_vision.training.recipes import load_recipe
@@ -61,6 +61,7 @@ def run(arguments: list[str]) -> None:
     console.print(grids[0].to_rich())  # the differences are in results.json
     console.print(note)
     console.print(f"The pre-trained encoder: {demo.runs[-1]['encoder']}", soft_wrap=True)
-    write_maps(demo.inside, output / "maps", MapStyle())
+    inside = look_into_demo(output, recipe.miniature, methods)
+    write_maps(inside, output / "maps", MapStyle())
     write_report([output], output)
     console.print(f"The report: {output / PAGE}", soft_wrap=True)

@@ -63,6 +63,7 @@ def parse(
     """
     from dataclasses import fields
 
+    from hive_vision.evaluation.vlm_baselines import MAJORITY, blind
     from hive_vision.evaluation.vlm_benchmarks import EvaluateArguments
     from hive_vision.settings import read_settings
 
@@ -83,6 +84,8 @@ def parse(
         elif compare:
             if not equals or not value:
                 raise ValueError(f"evaluate: write NAME=MODEL; got {word!r}")
+            if key == MAJORITY or key.startswith(blind("")):
+                raise ValueError(f"evaluate: a baseline is called {key!r}; choose another NAME")
             if key in models:
                 raise ValueError(f"evaluate: two models are called {key!r}; write NAME=MODEL,MODEL")
             models[key] = [_model_folder(model) for model in value.split(",")]

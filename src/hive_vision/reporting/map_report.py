@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hive_vision.analysis.findings import Findings, Shown
+from hive_vision.analysis.findings import ALL_STAGES, Findings, Shown
 from hive_vision.analysis.maps import Heads
 from hive_vision.folders import write_json
 from hive_vision.reporting.figures import save_figure
@@ -144,7 +144,7 @@ def _draw_sample(folder: _Folder, number: int, shown: Shown, style: MapStyle) ->
 def _draw_numbers(folder: _Folder, found: Findings) -> None:
     over = f"{found.images} samples of {found.data}"
     if found.flows:
-        updates = {name: _sum(stages) for name, stages in found.updates.items()}
+        updates = {name: stages[ALL_STAGES] for name, stages in found.updates.items()}
         folder.save(
             flow_figure(found.flows, updates, f"Gradient flow by encoder layer, {over}"),
             "gradient_flow",
@@ -183,7 +183,8 @@ def _draw_numbers(folder: _Folder, found: Findings) -> None:
             cka_figure(found.cka, f"Linear CKA of mean patch tokens, {over}"),
             "cka",
             "How alike the encoders' layers are",
-            "1: the same up to rotation and scale.",
+            "1: the same up to rotation and scale; about 0: nothing in common. Debiased; "
+            "without an interval.",
         )
         matrices = {f"{first}_{second}": values for (first, second), values in found.cka.items()}
         _save_arrays(folder.path / "cka.npz", matrices)
@@ -191,10 +192,6 @@ def _draw_numbers(folder: _Folder, found: Findings) -> None:
 
 def _save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     np.savez_compressed(path, **arrays)
-
-
-def _sum(stages: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.asarray(sum(stages.values()))
 
 
 def _chosen_tokens(tokens: Sequence[str], wanted: Sequence[str]) -> list[int]:

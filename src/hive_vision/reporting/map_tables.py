@@ -43,61 +43,68 @@ def pointing_grid(found: Findings) -> Titled | None:
         return None
     rows = []
     for name, looks in pointed.items():
-        best = int(np.array([look.mass for look in looks]).mean(axis=0).argmax())
-        shares = [
-            np.array([look.mass.mean() for look in looks]),
-            np.array([look.mass[best] for look in looks]),
-            np.array([look.area for look in looks]),
-            np.array([look.hit[best] for look in looks]),
-            np.array([look.patches for look in looks]),
+        columns = [
+            [look.mass.mean() for look in looks],
+            [look.area for look in looks],
+            [look.others.mean() for look in looks],
+            [(look.mass - look.others).mean() for look in looks],
+            [look.hit.mean() for look in looks],
+            [look.patches for look in looks],
         ]
-        cells = [Cell(_percent(mean_interval(values))) for values in shares]
-        rows.append([Cell(name), Cell(str(best + 1)), *cells])
+        cells = [Cell(_percent(mean_interval(np.array(values)))) for values in columns]
+        rows.append([Cell(name), *cells])
     headings = [
-        *("model", "best attending layer", "mass on the object, all layers", "in the best"),
-        *("even attention", "most attended patch on it, in the best", "by chance"),
+        *("model", "own words", "even attention", "words for other objects"),
+        *("own - other", "most attended patch on it", "by chance"),
     ]
     images = len(next(iter(pointed.values())))
     note = (
-        "Attention on patches of the words that name an object, as they are written and just "
-        f"before; means over {images} images with 95% intervals. The best layer was chosen on the "
-        "same images."
+        "Percent of the attention on patches that falls on an object: from the words that name it, "
+        "as they are written and just before, and from those for the other objects of images that "
+        f"have several. Mean of all attending layers and of {images} images, with 95% intervals."
     )
     return "Do words look at what they name?", Grid(headings, rows), note
 
 
 def claims(found: Findings) -> list[str]:
     """Say which of the paper's claims the numbers bear out, and how sure that is."""
-    said = []
-    for first, second in combinations(found.flows, 2):
-        said.append(_early_gradient(found, first, second))
+    said = [_early_gradient(found, first, second) for first, second in combinations(found.flows, 2)]
     for name, flow in found.flows.items():
         third = max(1, flow.entropy.shape[1] // 3)
         early, late = flow.entropy[:, :third], flow.entropy[:, -third:]
         change = mean_interval(np.nanmean(late, axis=1) - np.nanmean(early, axis=1))
-        said.append(
-            f"{name}: gradient maps of the last third of the layers are "
-            f"{_direction(change, 'more even', 'more concentrated')} than those of the first third "
-            f"(entropy {_signed(change)})."
-        )
+        what = "gradient maps of the last third of the layers", "those of the first third"
+        said.append(_compared(name, *what, change, "more even", "more concentrated", "entropy"))
     for name, numbers in found.numbers.items():
-        change = mean_interval(numbers.distance[:, -1] - numbers.distance[:, 0])
-        said.append(
-            f"{name}: attention of the last attending layer is "
-            f"{_direction(change, 'more dispersed', 'more local')} than that of the first "
-            f"(distance {_signed(change)} image sides)."
-        )
+        if numbers.distance.shape[1] > 1:
+            change = mean_interval(numbers.distance[:, -1] - numbers.distance[:, 0])
+            what = "attention of the last attending layer", "that of the first"
+            said.append(
+                _compared(name, *what, change, "more dispersed", "more local", "image sides")
+            )
     for name, numbers in found.numbers.items():
         if numbers.pointing:
-            gain = mean_interval(
-                np.array([look.mass.mean() - look.area for look in numbers.pointing])
-            )
-            said.append(
-                f"{name}: words look at what they name "
-                f"{_direction(gain, 'more', 'less', 'neither more nor less')} than even attention "
-                f"would (by {100 * gain.mean:.1f} points of mass, {_ends(gain, 100)})."
-            )
+            gains = np.array([(look.mass - look.others).mean() for look in numbers.pointing])
+            what = "an object's own words", "those for other objects"
+            how = "more attentive to it", "less attentive to it", "share of attention"
+            said.append(_compared(name, *what, mean_interval(gains), *how))
+    if said:
+        said.append(
+            "One trained model of each: the intervals count the choice of images, not that another "
+            "training would end elsewhere."
+        )
     return said
+
+
+def _compared(
+    name: str, what: str, other: str, change: Interval, above: str, below: str, unit: str
+) -> str:
+    """Say on which side of zero a change is, or that this cannot be told."""
+    if not change.is_certain:
+        return f"{name}: no difference can be told between {what} and {other} ({_signed(change)})."
+    direction = above if change.mean > 0 else below
+    verb = "is" if what.startswith("attention") else "are"
+    return f"{name}: {what} {verb} {direction} than {other} ({_signed(change)}; {unit})."
 
 
 def _early_gradient(found: Findings, first: str, second: str) -> str:
@@ -116,14 +123,6 @@ def _early_gradient(found: Findings, first: str, second: str) -> str:
     )
 
 
-def _direction(
-    change: Interval, above: str, below: str, neither: str = "neither more nor less so"
-) -> str:
-    if not change.is_certain:
-        return neither
-    return above if change.mean > 0 else below
-
-
 def _times(interval: Interval) -> str:
     return f"{10**interval.mean:.2f} [{10**interval.low:.2f}, {10**interval.high:.2f}]"
 
@@ -136,6 +135,5 @@ def _signed(interval: Interval) -> str:
     return f"{interval.mean:+.3f}, {_ends(interval)}"
 
 
-def _ends(interval: Interval, scale: float = 1.0) -> str:
-    digits = 1 if scale > 1 else 3
-    return f"95% interval {scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f}"
+def _ends(interval: Interval) -> str:
+    return f"95% interval {interval.low:+.3f} to {interval.high:+.3f}"

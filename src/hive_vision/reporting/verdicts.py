@@ -70,12 +70,13 @@ def verdicts(names: Sequence[str], findings: Findings) -> list[str]:
         names: The methods; baselines are none.
         findings: Differences in points.
     """
-    if len(names) < 2:
+    compared = {test: found for test, found in findings.items() if found}
+    if len(names) < 2 and not compared:
         return ["One model: there is no other one to compare it with."]
     return [
-        _headline(names, findings),
+        *([_headline(names, findings)] if len(names) > 1 else []),
         *(f"{test}: {_sentence(found)}" for test, found in findings.items()),
-        *_by_chance(findings),
+        *_by_chance(names, findings),
     ]
 
 
@@ -126,8 +127,10 @@ def _points(value: float) -> str:
     return f"{value:.1f}" if round(value, 1) else f"{value:.2f}"
 
 
-def _by_chance(findings: Findings) -> list[str]:
-    count = sum(len(found) for found in findings.values())
+def _by_chance(names: Sequence[str], findings: Findings) -> list[str]:
+    """Say how many differences chance alone would make; baselines are there to be beaten."""
+    pairs = ({f.better, f.worse} for found in findings.values() for f in found)
+    count = sum(pair <= set(names) for pair in pairs)
     if count < MANY:
         return []
     expected = max(1, round((1 - CONFIDENCE) * count))

@@ -30,18 +30,16 @@ class Demo:
     Attributes:
         runs: For each method its ``results.json``.
         accuracies: Method -> classification set -> result.
-        inside: What was seen inside of the models.
     """
 
     runs: list[dict[str, Any]]
     accuracies: dict[str, dict[str, ProbeResult]]
-    inside: Findings
 
 
 def run_demo(
     recipe: str, output: Path, miniature: MiniatureSettings, methods: Sequence[Method]
 ) -> Demo:
-    """Pre-train with each method in a process of its own, probe the encoders, look into the models.
+    """Pre-train with each method in a process of its own, then probe the encoders.
 
     One process for each method, because the peak memory of a process only grows.
 
@@ -75,12 +73,24 @@ def run_demo(
     probe = ProbeArguments(cache=str(output / "features"))
     sets = [str(folder / "data" / "classification" / name) for name in CLASSIFICATION_SETS]
     encoders: dict[str, str] = {method: str(output / method / "encoder") for method in methods}
-    accuracies = compare_encoders(encoders, sets, probe)
+    return Demo(runs, compare_encoders(encoders, sets, probe))
+
+
+def look_into_demo(
+    output: Path, miniature: MiniatureSettings, methods: Sequence[Method]
+) -> Findings:
+    """Look into the models of a demo that has run.
+
+    Args:
+        output: Folder with the runs.
+        miniature: The data and models of the recipe.
+        methods: Which methods.
+    """
+    data = Path(miniature.folder) / "data"
     look = MapsArguments(
-        data=str(folder / "data" / "captions" / "validation"),
-        masks=str(folder / "data" / "masks" / "validation"),
+        data=str(data / "captions" / "validation"),
+        masks=str(data / "masks" / "validation"),
         samples=1,
         flow_samples=_LOOKED_AT,
     )
-    inside = look_inside({method: str(output / method) for method in methods}, look)
-    return Demo(runs, accuracies, inside)
+    return look_inside({method: str(output / method) for method in methods}, look)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,13 +23,13 @@ from hive_vision.analysis.attention import (
     mean_pointing,
     pointing,
 )
-from hive_vision.analysis.cka import cka_matrix, layer_means
-from hive_vision.analysis.findings import AttentionNumbers, Findings, Picture, Shown
+from hive_vision.analysis.cka import FEWEST, cka_matrix, layer_means
+from hive_vision.analysis.findings import ALL_STAGES, AttentionNumbers, Findings, Picture, Shown
 from hive_vision.analysis.gradient_flow import gradient_flow, weight_updates
 from hive_vision.analysis.inspection import STAGES, InspectedModel, Sample
 from hive_vision.analysis.maps import AttentionMaps, GradientMaps, attention_maps, gradient_maps
 from hive_vision.data.images import StoredImage, decode_image
-from hive_vision.data.miniature.truth import read_named_objects
+from hive_vision.data.miniature.truth import NamedObject, read_named_objects
 from hive_vision.data.sources import CaptionSource, Source, choose_split, open_source
 from hive_vision.models.backbones import load_vision_model
 from hive_vision.models.processing import load_image_processor
@@ -58,7 +59,7 @@ class MapsArguments:
         tokens: Words whose attention is shown; some of the caption's if empty.
         layers: Attending language-model layers that are shown; at most six, evenly, if empty.
         scale: own stretches each map by itself, shared all of a figure alike.
-        cka: Compare the layers of the encoders with each other and with the base.
+        cka: Compare the layers of encoders with each other and the base, from four samples on.
     """
 
     image: str | None = None
@@ -106,12 +107,21 @@ def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> Findings
     if not readers:
         raise ValueError("maps: no model reads captions; give a run of hive, cascaded or sa")
     pictures, data = _pictures(next(iter(readers.values())), arguments)
+    updates = {
+        name: found
+        for name, folder in readers.items()
+        if (found := _updates(folder, arguments.stage))
+    }
     drawn = pictures[: arguments.samples] if arguments.image is None else pictures
     measured = pictures[: arguments.flow_samples] if arguments.image is None else []
     gradients: list[dict[str, GradientMaps]] = [{} for _ in drawn]
     attention: list[dict[str, AttentionMaps]] = [{} for _ in drawn]
     tokens: list[dict[str, tuple[str, ...]]] = [{} for _ in drawn]
     seen: list[Image.Image] = [picture.image for picture in drawn]
+    objects = {}
+    if arguments.masks is not None:
+        names = [picture.name for picture in measured]
+        objects = read_named_objects(Path(data), Path(arguments.masks), names)
     flows, numbers = {}, {}
     for name, folder in readers.items():
         logger.info("looking into %s", folder)
@@ -124,8 +134,9 @@ def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> Findings
         if measured:
             samples = [model.prepare(picture.image, picture.caption) for picture in measured]
             flows[name] = gradient_flow(model, samples)
-            numbers[name] = _attention_numbers(model, measured, samples, data, arguments.masks)
-    encoders = _encoders(models) if arguments.cka and len(measured) > 1 else {}
+            things = [objects.get(picture.name, []) for picture in measured]
+            numbers[name] = _attention_numbers(model, samples, things)
+    encoders = _encoders(models) if arguments.cka and len(measured) >= FEWEST else {}
     return Findings(
         models=dict(models),
         shown=[
@@ -133,7 +144,7 @@ def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> Findings
         ],
         flows=flows,
         numbers=numbers,
-        updates={name: found for name, folder in readers.items() if (found := _updates(folder))},
+        updates=updates,
         cka=_compare_encoders(encoders, measured),
         images=len(measured),
         data=data,
@@ -188,23 +199,20 @@ def _open(folder: str, arguments: MapsArguments) -> tuple[CaptionSource, str]:
 
 
 def _attention_numbers(
-    model: InspectedModel,
-    pictures: Sequence[Picture],
-    samples: Sequence[Sample],
-    data: str,
-    masks: str | None,
+    model: InspectedModel, samples: Sequence[Sample], objects: Sequence[Sequence[NamedObject]]
 ) -> AttentionNumbers:
     spreads: list[Spread] = []
     pointed: list[Pointing] = []
-    for picture, sample in zip(pictures, samples, strict=True):
+    for sample, things in zip(samples, objects, strict=True):
         maps = attention_maps(model, sample)
         spreads.append(attention_spread(maps))
-        if masks is not None:
-            objects = read_named_objects(Path(data), Path(masks), picture.name)
-            looks = [pointing(maps, sample, thing.words, thing.mask) for thing in objects]
-            known = [look for look in looks if look is not None]
-            if known:
-                pointed.append(mean_pointing(known))
+        looks = []
+        for thing in things:
+            others = [other.words for other in things if other is not thing]
+            looks.append(pointing(maps, sample, thing.words, thing.mask, others))
+        known = [look for look in looks if look is not None]
+        if known:
+            pointed.append(mean_pointing(known))
     return AttentionNumbers(
         entropy=np.array([spread.entropy.mean(axis=1) for spread in spreads]),
         distance=np.array([spread.distance.mean(axis=1) for spread in spreads]),
@@ -213,18 +221,20 @@ def _attention_numbers(
     )
 
 
-def _updates(folder: str) -> dict[str, NDArray[np.float64]]:
-    """Relative weight update of each encoder layer in each stage of a run."""
-    stages = [stage for stage in reversed(STAGES) if (Path(folder) / stage / "model").is_dir()]
+def _updates(folder: str, last: str | None) -> dict[str, NDArray[np.float64]]:
+    """Relative weight update of each encoder layer in each stage, and from base to the last one."""
+    stages = [stage for stage in sorted(STAGES) if (Path(folder) / stage / "model").is_dir()]
+    stages = [stage for stage in stages if last is None or stage <= last]
     vision = _recipe(folder).get("model", {}).get("vision")
     if not stages or vision is None:
         return {}
-    before, found = load_vision_model(vision), {}
+    base, found = load_vision_model(vision), {}
+    before = base
     for stage in stages:
         after = InspectedModel.from_folder(folder, stage).vision
         found[stage] = weight_updates(before, after)
         before = after
-    return found
+    return {**found, ALL_STAGES: weight_updates(base, before)}
 
 
 def _encoders(models: Mapping[str, str]) -> dict[str, str]:
@@ -244,8 +254,11 @@ def _compare_encoders(
     encoders: Mapping[str, str], pictures: Sequence[Picture]
 ) -> dict[tuple[str, str], NDArray[np.float64]]:
     images = [picture.image for picture in pictures]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     means = {
-        name: layer_means(load_vision_model(folder), load_image_processor(folder), images)
+        name: layer_means(
+            load_vision_model(folder).to(device), load_image_processor(folder), images
+        )
         for name, folder in encoders.items()
     }
     return {pair: cka_matrix(means[pair[0]], means[pair[1]]) for pair in combinations(means, 2)}

@@ -13,7 +13,8 @@ from hive_vision.conversation import IMAGE_TOKEN, Turn
 from hive_vision.data.instruction_sources import InstructionSource, open_instructions
 from hive_vision.data.instructions import read_turns
 from hive_vision.data.miniature import MiniatureData, build_miniature_data, build_vlm_data
-from hive_vision.folders import flatten
+from hive_vision.data.miniature.vlm import SETTINGS, vlm_settings
+from hive_vision.folders import flatten, read_json
 from hive_vision.training.foundations import Foundations, train_foundations, train_instruct_llama
 
 logger = logging.getLogger(__name__)
@@ -80,14 +81,20 @@ def ensure_vlm_data(settings: MiniatureSettings) -> Path:
         language model that has read the conversations but seen no picture.
 
     Raises:
-        ValueError: as `ensure_miniature`.
+        ValueError: as `ensure_miniature`; and if there are questions of another version.
     """
     folder = ensure_miniature(settings)
-    if not (folder / "vlm").is_dir():
-        build_vlm_data(folder / "data", folder / "vlm", VLM_QUESTIONS, settings.data.seed)
-    llama = folder / "foundations" / "llama-instruct"
+    data, llama = folder / "vlm", folder / "foundations" / "llama-instruct"
+    wanted = vlm_settings(VLM_QUESTIONS, settings.data.seed)
+    if data.is_dir() and read_json(data / SETTINGS) != wanted:
+        raise ValueError(
+            f"{data} has questions of another version of this package: delete it and {llama}, or "
+            "choose another folder for the miniature"
+        )
+    if not data.is_dir():
+        build_vlm_data(folder / "data", data, VLM_QUESTIONS, settings.data.seed)
     if not llama.is_dir():
-        stored = open_instructions(InstructionSource(str(folder / "vlm" / "instructions")))
+        stored = open_instructions(InstructionSource(str(data / "instructions")))
         conversations = [
             [
                 Turn(role=turn["role"], content=turn["content"].removeprefix(f"{IMAGE_TOKEN}\n"))

@@ -19,9 +19,12 @@ def folders(miniature: Path) -> tuple[Path, Path]:
 def test_words_name_the_object_and_the_mask_is_where_it_lies(folders: tuple[Path, Path]) -> None:
     captions, masks = folders
     several = named = 0
+    names = [f"{number:06d}.png" for number in range(30)]
+    objects = read_named_objects(captions, masks, names)
+    assert sorted(objects) == names
     for line in (captions / "metadata.jsonl").read_text().splitlines()[:30]:
         record = json.loads(line)
-        found = read_named_objects(captions, masks, record["file_name"])
+        found = objects[record["file_name"]]
         assert len(found) == len(record["objects"])
         several += len(found) > 1
         for thing, facts in zip(found, record["objects"], strict=True):
@@ -42,8 +45,13 @@ def test_words_name_the_object_and_the_mask_is_where_it_lies(folders: tuple[Path
 
 def test_objects_that_are_not_there(folders: tuple[Path, Path], tmp_path: Path) -> None:
     captions, masks = folders
-    with pytest.raises(ValueError, match="is missing; give the folder with masks of the same"):
-        read_named_objects(captions, masks, "other.png")
-    Image.new("L", (8, 8)).save(tmp_path / "other.png")
     with pytest.raises(ValueError, match=r"metadata.jsonl has no scene 'other.png'"):
-        read_named_objects(captions, tmp_path, "other.png")
+        read_named_objects(captions, masks, ["000000.png", "other.png"])
+    with pytest.raises(ValueError, match=r"does not say where the objects of .000000\.png. are"):
+        read_named_objects(captions, tmp_path, ["000000.png"])
+    with pytest.raises(ValueError, match="masks needs the folder of one split"):
+        read_named_objects(captions.parent, masks, ["000000.png"])
+    row = {"file_name": "000000.png", "caption": "a dog"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"metadata.jsonl does not say where the objects"):
+        read_named_objects(tmp_path, masks, ["000000.png"])

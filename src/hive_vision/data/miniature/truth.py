@@ -1,6 +1,7 @@
 """Where the miniature's objects are, and which words of a caption name them."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,27 +23,47 @@ class NamedObject:
     mask: NDArray[np.bool_]
 
 
-def read_named_objects(captions: Path, masks: Path, name: str) -> list[NamedObject]:
-    """Read one scene's objects.
+def read_named_objects(
+    captions: Path, masks: Path, names: Collection[str]
+) -> dict[str, list[NamedObject]]:
+    """Read the objects of scenes.
 
     Args:
         captions: A split's folder with ``metadata.jsonl``.
         masks: The folder with the same split's masks.
-        name: The image's file name.
+        names: The images' file names.
+
+    Returns:
+        Name -> the scene's objects.
 
     Raises:
-        ValueError: If there is no such scene, or no mask of it.
+        ValueError: If a scene or its mask is not there.
     """
-    path = masks / name
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; give the folder with masks of the same images")
-    with Image.open(path) as stored:
-        mask = np.asarray(stored)
-    for line in (captions / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+    metadata = captions / "metadata.jsonl"
+    if not metadata.is_file():
+        raise ValueError(
+            f"masks needs the folder of one split with its metadata.jsonl as data; got "
+            f"{str(captions)!r}"
+        )
+    found = {}
+    for line in metadata.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        if record["file_name"] == name:
-            return [
-                NamedObject((thing["words"][0], thing["words"][1]), mask == number)
-                for number, thing in enumerate(record["objects"], start=1)
-            ]
-    raise ValueError(f"{captions / 'metadata.jsonl'} has no scene {name!r}")
+        name = record["file_name"]
+        if name not in names:
+            continue
+        path = masks / name
+        if "objects" not in record or not path.is_file():
+            raise ValueError(
+                f"{path if 'objects' in record else metadata} does not say where the objects of "
+                f"{name!r} are; give data and masks of the same split of a miniature"
+            )
+        with Image.open(path) as stored:
+            mask = np.asarray(stored)
+        found[name] = [
+            NamedObject((thing["words"][0], thing["words"][1]), mask == number)
+            for number, thing in enumerate(record["objects"], start=1)
+        ]
+    missing = sorted(set(names) - found.keys())
+    if missing:
+        raise ValueError(f"{metadata} has no scene {missing[0]!r}; give data of a miniature")
+    return found

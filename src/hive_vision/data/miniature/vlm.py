@@ -23,7 +23,7 @@ from datasets import Image as ImageFeature
 from hive_vision.data.miniature.questions import DIRECTIONS, describe, existence, is_towards
 from hive_vision.data.miniature.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, Thing, pick
 from hive_vision.data.miniature.wording import TEXTURE_ADJECTIVES
-from hive_vision.folders import written_aside
+from hive_vision.folders import write_json, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ ANNOTATORS = 10
 _AGREEING = 7  # of the annotators, at least; the others say the same in other words
 _CHOICES = (2, 3)  # of which one is right
 _STREAMS = {"instructions": 11, "benchmarks": 12}
+# Raised when the same settings come to mean other questions: scores on them cannot be compared.
+VLM_FORMAT = 2
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def ask_pairs(rng: np.random.Generator, things: Sequence[Thing]) -> list[Pair]:
     pairs.append(Pair("count", _are_there(len(things)), _are_there(other)))
     thing = _singled_out(rng, things, "")
     if thing is not None:
-        place = pick(rng, [p for p in POSITIONS if p != thing.position])
+        # "At the left" is not wrong of what is at the top left.
+        its = set(thing.position.split())
+        place = pick(rng, [p for p in POSITIONS if not its & set(p.split())])
         where = (f"is the {describe(thing)} {_at(p)}?" for p in (thing.position, place))
         pairs.append(Pair("position", *where))
     thing = _singled_out(rng, things, "colour")
@@ -109,10 +114,9 @@ def ask_relation(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[str
         if named[describe(thing)] > 1:
             continue
         for direction, step in DIRECTIONS.items():
-            towards = [
-                other for other in things if other != thing and is_towards(other, thing, step)
-            ]
-            if len(towards) == 1:
+            judged = [(other, is_towards(other, thing, step)) for other in things if other != thing]
+            towards = [other for other, there in judged if there]
+            if len(towards) == 1 and all(there is not None for _, there in judged):
                 place = f"the object {direction} the {describe(thing)}"
                 found.append((f"what colour is {place}?", towards[0].colour))
                 found.append((f"is {place} a shape or a digit?", towards[0].kind))
@@ -195,6 +199,7 @@ def build_vlm_data(data: Path, folder: Path, questions: int, seed: int = 0) -> N
 
     The layout under ``folder``:
 
+    - ``settings.json``: what ``vlm_settings`` gives;
     - ``captions.json``: LLaVA's json about the images of ``captions/train`` (stage 1);
     - ``instructions/train-00000-of-00001.parquet``: as LLaVA-NeXT-Data (stage 2);
     - ``benchmarks/lmms-lab-encoder/{MME,GQA,OK-VQA,ScienceQA}``: columns, configurations and splits
@@ -210,6 +215,7 @@ def build_vlm_data(data: Path, folder: Path, questions: int, seed: int = 0) -> N
         ValueError: If ``folder`` exists.
     """
     with written_aside(folder) as aside:
+        write_json(aside / SETTINGS, vlm_settings(questions, seed))
         scenes = list(_scenes(data / "captions" / "train"))
         _write_captions(aside / "captions.json", scenes, seed)
         _write_instructions(aside / "instructions", data / "captions" / "train", scenes, seed)
@@ -217,6 +223,11 @@ def build_vlm_data(data: Path, folder: Path, questions: int, seed: int = 0) -> N
         root = aside / "benchmarks" / "lmms-lab-encoder"
         _write_benchmarks(root, data / "captions" / "validation", held_out, questions, seed)
     logger.info("wrote conversations and benchmarks to %s", folder)
+
+
+def vlm_settings(questions: int, seed: int = 0) -> dict[str, int]:
+    """Name what decides the questions: other settings, other questions."""
+    return {"format": VLM_FORMAT, "questions": questions, "seed": seed}
 
 
 def _scenes(folder: Path) -> Iterator[tuple[str, str, list[Thing]]]:
