@@ -42,6 +42,10 @@ def test_names_folders_and_settings(runs: Path) -> None:
         image="x.png", caption="a dog = a sofa", tokens=["dog", "sofa"], layers=[2, 4], heads=3
     )
     assert parse(["runs/a"])[1:] == (Path("runs/maps"), MapsArguments())
+    long = "a red star and " * 60  # longer than a file name can be
+    assert parse(["runs/a", "image=x.png", f"caption={long}"])[2].caption == long
+    with pytest.raises(ValueError, match="files are called by it, so leave out /"):
+        parse(["a/b=runs/a"])
 
 
 def test_tables_sentences_and_files(

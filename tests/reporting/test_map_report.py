@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hive_vision.reporting.map_report import MapStyle, write_maps
+from hive_vision.reporting.map_report import MapStyle, check_output, write_maps
 from hive_vision.reporting.map_tables import claims
 from tests.reporting.planted import HEADS, LAYERS, SAMPLES, TOKENS, findings
 
@@ -80,3 +80,17 @@ def test_what_is_not_there_cannot_be_drawn(style: MapStyle, message: str, tmp_pa
     with pytest.raises(ValueError, match=message) as error:
         write_maps(findings(), tmp_path, style)
     assert "\n" not in str(error.value)
+
+
+def test_runs_and_other_results_are_not_written_over(folder: Path, tmp_path: Path) -> None:
+    check_output(folder)
+    check_output(tmp_path / "new")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run or other results; give a folder of its own"):
+        check_output(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("method: hive")
+    with pytest.raises(ValueError, match="holds a run or other results"):
+        check_output(tmp_path / "run")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        check_output(tmp_path / "results.json")

@@ -185,9 +185,10 @@ def test_words_and_what_they_name(runs: Runs, tmp_path: Path) -> None:
         mask[:, :16], mask[:8, 24:] = 1, 2
         Image.fromarray(mask).save(masks / name)
         start = caption.index("star" if number else "blue star")
-        things = [{"words": [start, len(caption)]}]
+        left, corner = [0, 0, 16, 32], [24, 0, 32, 8]
+        things: list[dict[str, Any]] = [{"words": [start, len(caption)], "box": left}]
         if number == 0:
-            things = [{"words": [2, 11]}, {"words": [18, 24]}]
+            things = [{"words": [2, 11], "box": left}, {"words": [18, 24], "box": corner}]
         lines.append(json.dumps({"file_name": name, "caption": caption, "objects": things}))
     (data / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     arguments = MapsArguments(
@@ -219,6 +220,7 @@ def test_base_alone_reads_no_captions(runs: Runs) -> None:
         ({"image": "x.png"}, "image and caption belong together"),
         ({"caption": "x"}, "image and caption belong together"),
         ({"image": "x", "caption": "y", "data": "z"}, "or data; not both"),
+        ({"image": "x", "caption": " "}, "caption is empty"),
         ({"image": "x", "caption": "y", "masks": "z"}, "masks are of a data set"),
         ({"samples": -1}, "samples is -1; it must be at least 0"),
         ({"flow_samples": 1}, "flow_samples is 1; give at least 2"),

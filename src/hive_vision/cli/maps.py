@@ -36,16 +36,17 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(settings_parser(MapsArguments).format_help().partition("\n\n")[2])
         return
     from hive_vision.cli.reports import show_report
-    from hive_vision.reporting.map_report import MapStyle, write_maps
+    from hive_vision.reporting.map_report import MapStyle, check_output, write_maps
     from hive_vision.reporting.map_tables import flow_grid, pointing_grid
     from hive_vision.studies.maps import look_inside
 
     models, output, settings = parse(arguments)
+    check_output(output)
     found = look_inside(models, settings)
     style = MapStyle(settings.heads, settings.tokens, settings.layers, settings.scale)
     results = write_maps(found, output, style)
     tables = [table for table in (flow_grid(found), pointing_grid(found)) if table is not None]
-    notes = [f"{title}. {note}" for title, _, note in tables]
+    notes = [f"{title}: {note}" for title, _, note in tables]
     show_report(("\n\n".join([*notes, *results["sentences"]]), [g for _, g, _ in tables]), output)
 
 
@@ -70,7 +71,7 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], Path, "MapsArgument
         key, equals, value = word.removeprefix("--").partition("=")
         if equals and key == "output":
             output = value
-        elif equals and key in keys and not Path(word).exists():
+        elif equals and key in keys:
             options.append(f"{key}={value}")
         elif word.startswith("--"):
             raise ValueError(f"maps: unknown option {word!r}; see hive-vision maps --help")
@@ -79,6 +80,8 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], Path, "MapsArgument
             name, folder = (key, value) if named else (Path(word).name, word)
             if not Path(folder).is_dir():
                 raise ValueError(f"maps: {folder!r} is no folder; give run folders, or key=value")
+            if "/" in name:
+                raise ValueError(f"maps: NAME is {name!r}; files are called by it, so leave out /")
             if name in models:
                 raise ValueError(f"maps: two models are called {name!r}; write NAME=RUN")
             models[name] = folder

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hive_vision.analysis.findings import ALL_STAGES, Findings, Shown
 from hive_vision.analysis.maps import Heads
-from hive_vision.folders import write_json
+from hive_vision.folders import read_json, write_json
 from hive_vision.reporting.figures import save_figure
 from hive_vision.reporting.map_figures import (
     Scale,
@@ -25,6 +25,7 @@ from hive_vision.reporting.map_figures import (
 )
 from hive_vision.reporting.map_tables import claims, flow_grid, pointing_grid
 
+KIND = "maps"
 _MOST_ROWS = 6
 _MOST_TOKENS = 8
 
@@ -58,6 +59,22 @@ class _Folder:
         self.figures.append({"file": png.name, "title": title, "note": note})
 
 
+def check_output(output: Path) -> None:
+    """Refuse to write over what is not maps.
+
+    Raises:
+        ValueError: If the folder has results of another kind.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output is {str(output)!r}, which is a file; give a folder")
+    kept = read_json(output / "results.json")
+    if (kept is not None and kept.get("kind") != KIND) or (output / "recipe.yaml").exists():
+        raise ValueError(
+            f"output is {str(output)!r}, which holds a run or other results; give a folder of its "
+            "own"
+        )
+
+
 def write_maps(found: Findings, output: Path, style: MapStyle) -> dict[str, Any]:
     """Write figures (PNG, SVG), their arrays (npz) and ``results.json``.
 
@@ -74,12 +91,17 @@ def write_maps(found: Findings, output: Path, style: MapStyle) -> dict[str, Any]
     """
     output.mkdir(parents=True, exist_ok=True)
     folder = _Folder(output)
+    for shown in found.shown:  # before the first figure is written
+        for name, maps in shown.attention.items():
+            maps.combined(style.heads)
+            _chosen_tokens(shown.tokens[name], style.tokens)
+            _chosen_layers(maps.layers, style.layers)
     for number, shown in enumerate(found.shown):
         _draw_sample(folder, number, shown, style)
     _draw_numbers(folder, found)
     grids = [grid for grid in (flow_grid(found), pointing_grid(found)) if grid is not None]
     results = {
-        "kind": "maps",
+        "kind": KIND,
         "models": {name: {"folder": path} for name, path in found.models.items()},
         "data": found.data,
         "samples": found.images,

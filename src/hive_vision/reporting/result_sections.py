@@ -102,7 +102,8 @@ def vlm_section(content: Mapping[str, Any], title: str) -> Found:
     if any(name in baselines for name in results):
         note += (
             f" {MAJORITY}: the one answer to everything that scores best; blind: the same model "
-            "with grey images. A model that does not beat them has not looked at the images."
+            "with grey images. The score of a model that does not beat "
+            "them does not show that it uses the images."
         )
     if len(methods) > 1:
         note += " Bold: better than every other one, as far as 95% intervals tell."

@@ -80,6 +80,8 @@ class MapsArguments:
         """Refuse what cannot be drawn."""
         if (self.image is None) != (self.caption is None):
             raise ValueError("image and caption belong together; give both, or data=FOLDER")
+        if self.caption is not None and not self.caption.strip():
+            raise ValueError("caption is empty; there is no loss to differentiate")
         if self.image is not None and self.data is not None:
             raise ValueError("give image and caption, or data; not both")
         for name, least in (("samples", 0), ("flow_samples", 0)):

@@ -55,3 +55,13 @@ def test_objects_that_are_not_there(folders: tuple[Path, Path], tmp_path: Path) 
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"metadata.jsonl does not say where the objects"):
         read_named_objects(tmp_path, masks, ["000000.png"])
+
+
+def test_masks_of_other_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    captions, masks = folders
+    other = masks.parent / "train" / "000000.png"
+    assert other.read_bytes() != (masks / "000000.png").read_bytes()
+    with pytest.raises(ValueError, match="is the mask of another image; give data and masks of"):
+        read_named_objects(captions, masks.parent / "train", ["000000.png"])
+    with pytest.raises(ValueError, match="is an image, not a mask"):
+        read_named_objects(captions, captions, ["000000.png"])

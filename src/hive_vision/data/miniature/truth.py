@@ -45,7 +45,7 @@ def read_named_objects(
             f"masks needs the folder of one split with its metadata.jsonl as data; got "
             f"{str(captions)!r}"
         )
-    found = {}
+    found: dict[str, list[NamedObject]] = {}
     for line in metadata.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         name = record["file_name"]
@@ -59,11 +59,25 @@ def read_named_objects(
             )
         with Image.open(path) as stored:
             mask = np.asarray(stored)
-        found[name] = [
-            NamedObject((thing["words"][0], thing["words"][1]), mask == number)
-            for number, thing in enumerate(record["objects"], start=1)
-        ]
+        if mask.ndim != 2:
+            raise ValueError(f"{path} is an image, not a mask; give masks=FOLDER of a miniature")
+        found[name] = []
+        for number, thing in enumerate(record["objects"], start=1):
+            if list(_box(mask == number)) != thing["box"]:
+                raise ValueError(
+                    f"{path} is the mask of another image; give data and masks of the same split"
+                )
+            found[name].append(NamedObject((thing["words"][0], thing["words"][1]), mask == number))
     missing = sorted(set(names) - found.keys())
     if missing:
         raise ValueError(f"{metadata} has no scene {missing[0]!r}; give data of a miniature")
     return found
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Tight box (x0, y0, x1, y1), x1 and y1 exclusive; empty of an empty mask."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return ()
+    ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    return tuple(int(end) for end in ends)
