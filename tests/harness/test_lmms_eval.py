@@ -75,7 +75,7 @@ def _without_request(question: str) -> str:
 
 
 def _with_choices(row: dict[str, Any]) -> str:
-    choices = [f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True)]
+    choices = [f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=False)]
     return "\n".join([f"Context: {row['hint']}", row["question"], *choices]) + LETTER
 
 
