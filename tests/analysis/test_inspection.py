@@ -84,7 +84,7 @@ def test_loading(inspected: Inspect, method: str, tmp_path: Path) -> None:
         assert not found.model.training
         norms = gradient_maps(found, found.prepare(picture(), CAPTION)).norms
         assert np.array_equal(norms, expected)
-    with pytest.raises(ValueError, match="holds no finished stage3"):
+    with pytest.raises(ValueError, match="give a run that has finished stage3"):
         InspectedModel.from_folder(tmp_path, "stage3")
 
 
@@ -120,7 +120,7 @@ def test_a_stock_llava_folder(inspected: Inspect, tmp_path: Path) -> None:
 def test_what_cannot_be_looked_into(backbone_folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a clip_vision_model model; maps are of models that"):
         InspectedModel.from_folder(backbone_folders["clip"])
-    with pytest.raises(ValueError, match="holds no model; give a run folder"):
+    with pytest.raises(ValueError, match="holds no model; give a run of hive-vision pretrain"):
         InspectedModel.from_folder(tmp_path)
 
 

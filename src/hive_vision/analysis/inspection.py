@@ -4,7 +4,7 @@ Shapes: L encoder layers, N image tokens (prefix included), R x C patches, D enc
 tokens (start and end included).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from hive_vision.models.backbones import (
     capture_block_outputs,
     find_blocks,
     has_any_size,
+    pair,
 )
 from hive_vision.models.configuration import HiveConfig
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 
+# Of a run, the last one first.
 STAGES = ("stage3", "stage2", "stage1")
 
 
@@ -188,8 +190,7 @@ class InspectedModel:
         if "spatial_shapes" in inputs:
             rows, columns = inputs["spatial_shapes"][0].tolist()
             return int(rows), int(columns)
-        patch = self.model.config.vision_config.patch_size
-        height, width = (patch, patch) if isinstance(patch, int) else patch
+        height, width = pair(self.model.config.vision_config.patch_size)
         return inputs["pixel_values"].shape[-2] // height, inputs["pixel_values"].shape[-1] // width
 
     def _seen(self, image: Image.Image, pixels: Tensor) -> Image.Image:
@@ -231,15 +232,26 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _model_folder(folder: Path, stage: str | None) -> Path:
-    stages = STAGES if stage is None else (stage,)
-    places = [folder / name / "model" for name in stages]
-    if stage is None:
-        places = [*places[:1], folder / "model", *places[1:], folder]
+    last, *others = (folder / name / "model" for name in STAGES)
+    places = [last, folder / "model", *others, folder]
+    wanted = "a run of hive-vision pretrain or finetune"
+    if stage is not None:
+        places, wanted = [folder / stage / "model"], f"a run that has finished {stage}"
+    return first_model(places, str(folder), wanted)
+
+
+def first_model(places: Sequence[Path], given: str, wanted: str) -> Path:
+    """Give the first folder that holds a model.
+
+    Args:
+        places: Where it may lie.
+        given: What the user gave.
+        wanted: What should have been given.
+
+    Raises:
+        ValueError: If none does.
+    """
     for place in places:
         if (place / "config.json").is_file():
             return place
-    wanted = f"finished {stage}" if stage else "model"
-    raise ValueError(
-        f"{str(folder)!r} holds no {wanted}; give a run folder of hive-vision pretrain or "
-        "finetune, or a model's folder"
-    )
+    raise ValueError(f"{given!r} holds no model; give {wanted}, or the folder of its model")

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from hive_vision.analysis.inspection import STAGES, first_model
 from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
 from hive_vision.models.configuration import HiveConfig
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
-
-LAST_STAGES = ("stage3", "stage2", "stage1")
 
 
 def read_image(path: str) -> Image.Image:
@@ -42,8 +41,8 @@ def write_captions(model: str, images: Sequence[str], max_new_tokens: int) -> li
     Raises:
         ValueError: If there is no such model or image.
     """
-    folders = [Path(model) / stage / "model" for stage in LAST_STAGES]
-    folder = _with_config([*folders, Path(model)], model, "a run of hive-vision pretrain")
+    folders = [Path(model) / stage / "model" for stage in STAGES]
+    folder = first_model([*folders, Path(model)], model, "a run of hive-vision pretrain")
     _check_kind(
         folder, HiveConfig.model_type, "captions are written by models of method hive or cascaded"
     )
@@ -73,7 +72,7 @@ def write_answer(model: str, image: str, question: str, max_new_tokens: int) -> 
     source: Any = model
     if Path(model).exists():
         places = [Path(model) / "model", Path(model)]
-        source = _with_config(places, model, "a run of hive-vision finetune")
+        source = first_model(places, model, "a run of hive-vision finetune")
         _check_kind(source, "llava", "questions are answered by models of hive-vision finetune")
     device = _device()
     loaded = AutoModelForImageTextToText.from_pretrained(source).eval().to(device)
@@ -92,13 +91,6 @@ def write_answer(model: str, image: str, question: str, max_new_tokens: int) -> 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _with_config(folders: Sequence[Path], given: str, wanted: str) -> Path:
-    for folder in folders:
-        if (folder / "config.json").is_file():
-            return folder
-    raise ValueError(f"{given!r} holds no model; give {wanted}, or the folder of its model")
 
 
 def _check_kind(folder: Path, wanted: str, who: str) -> None:

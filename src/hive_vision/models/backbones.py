@@ -214,7 +214,7 @@ def _with_sizes(config: TimmWrapperConfig) -> TimmWrapperConfig:
             "input_size": timm.get_pretrained_cfg_value(config.architecture, "input_size")
         }
     config.num_channels, *size = pretrained["input_size"]
-    config.image_size = list(_pair(options.get("img_size") or size))
+    config.image_size = list(pair(options.get("img_size") or size))
     with torch.device("meta"):
         model = AutoModel.from_config(config)
         try:
@@ -330,8 +330,8 @@ def image_token_counts(config: PreTrainedConfig) -> tuple[int, int]:
     if has_any_size(config):
         patches = config.num_patches
     else:
-        height, width = _pair(config.image_size)
-        patch_height, patch_width = _pair(config.patch_size)
+        height, width = pair(config.image_size)
+        patch_height, patch_width = pair(config.patch_size)
         patches = (height // patch_height) * (width // patch_width)
     if shapes != {(1, tokens, config.hidden_size)} or tokens < patches:
         listed = ", ".join(sorted(str(shape[1:]) for shape in shapes))
@@ -406,7 +406,7 @@ def blank_image(config: PreTrainedConfig) -> Tensor:
             f"a {config.model_type} encoder reads images of any shape and gives each another "
             "number of tokens, which method sa (transformers' LLaVA) cannot; use hive or cascaded"
         )
-    return torch.zeros(1, config.num_channels, *_pair(config.image_size))
+    return torch.zeros(1, config.num_channels, *pair(config.image_size))
 
 
 def blank_images(config: PreTrainedConfig) -> dict[str, Any]:
@@ -423,5 +423,6 @@ def blank_images(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Give height and width of what may be square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

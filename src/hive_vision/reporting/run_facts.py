@@ -121,7 +121,7 @@ def read_run(folder: Path, name: str) -> Run:
     Raises:
         ValueError: If one of its files cannot be read.
     """
-    recipe = _read_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder / "recipe.yaml")
     planned = [key for key, value in recipe.items() if _is_stage(value)]
     results = read_facts(folder / "results.json")
     log = _read_log(folder / "metrics.jsonl")
@@ -156,7 +156,12 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read the recipe of a run as it was written.
+
+    Raises:
+        ValueError: If it cannot be read, or is none.
+    """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

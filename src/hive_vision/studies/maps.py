@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,6 +32,7 @@ from hive_vision.data.miniature.truth import NamedObject, read_named_objects
 from hive_vision.data.sources import CaptionSource, Source, choose_split, open_source
 from hive_vision.models.backbones import load_vision_model
 from hive_vision.models.processing import load_image_processor
+from hive_vision.reporting.run_facts import read_recipe
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.run_data import open_parts
 
@@ -154,16 +154,12 @@ def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> Findings
 
 
 def _is_base(folder: str) -> bool:
-    recipe = Path(folder) / "recipe.yaml"
-    return recipe.is_file() and _recipe(folder).get("method") == BASE
+    return _recipe(folder).get("method") == BASE
 
 
 def _recipe(folder: str) -> dict[str, Any]:
     path = Path(folder) / "recipe.yaml"
-    if not path.is_file():
-        return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
+    return read_recipe(path) if path.is_file() else {}
 
 
 def _pictures(folder: str, arguments: MapsArguments) -> tuple[list[Picture], str]:
