@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from hive_vision.analysis.components import components_of
 from hive_vision.analysis.tracing import Sizes, Trace, choose_sizes, trace_step
 
 # AdamW keeps two numbers for each trained parameter.
@@ -130,6 +131,7 @@ def stage_cost(model: PreTrainedModel, images: Mapping[str, Tensor], **options: 
             sizes,
             autocast=options.get("autocast"),
             checkpointing=checkpointing,
+            components=components_of(model),
         )
 
     parameters = list(model.parameters())

@@ -10,7 +10,8 @@ Shapes: B captions, T text tokens, L tokens of the language model (T, or T and t
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,12 +19,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
+
+from hive_vision.analysis.components import ComponentTracker, Place
 
 # Operations that change the values of their first argument and nothing else.
 _IN_PLACE = frozenset(("add_", "sub_", "mul_", "div_", "zero_", "fill_", "copy_", "masked_fill_"))
@@ -74,15 +77,15 @@ class Trace:
         sizes: The primes.
         live: (events, classes) bytes alive besides weights, gradients and optimiser states.
         new_gradients: (events,) bytes of gradients added up so far.
-        flops: (classes,) of forward and backward.
         saved: (classes,) bytes alive when the loss is known: what backward needs.
+        flops: Place in the step -> (classes,).
     """
 
     sizes: Sizes
     live: NDArray[np.float64]
     new_gradients: NDArray[np.float64]
     saved: NDArray[np.float64]
-    flops: NDArray[np.float64]
+    flops: Mapping[Place, NDArray[np.float64]]
 
     def peak(self, batch: int, text: float, accumulates: bool) -> tuple[float, float]:
         """Bytes at the fullest moment, and the gradients among them.
@@ -105,7 +108,12 @@ class Trace:
 
     def flops_per_sample(self, text: float) -> float:
         """Floating-point operations of one caption, recomputation included."""
-        return float(self.flops @ self.sizes.growth(1, text))
+        return sum(self.flops_by_place(text).values())
+
+    def flops_by_place(self, text: float) -> dict[Place, float]:
+        """The same for each component, forward and backward apart."""
+        growth = self.sizes.growth(1, text)
+        return {place: float(flops @ growth) for place, flops in self.flops.items()}
 
 
 def choose_sizes(model: torch.nn.Module, image_tokens: int) -> Sizes:
@@ -134,6 +142,7 @@ def trace_step(
     *,
     autocast: torch.dtype | None,
     checkpointing: bool,
+    components: Mapping[str, Sequence[nn.Module]] | None = None,
 ) -> Trace:
     """Run one micro-batch on the meta device.
 
@@ -144,6 +153,7 @@ def trace_step(
         sizes: From ``choose_sizes``.
         autocast: Precision of the products, ``None`` for that of the weights.
         checkpointing: Recompute activations in the backward pass.
+        components: Parts of the model whose operations are counted apart.
     """
     if checkpointing:
         # Function modes are off inside of a backward pass.
@@ -155,14 +165,15 @@ def trace_step(
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-    ledger = _Ledger(sizes, (*parameters, *model.buffers()))
+    tracker = ComponentTracker(components or {})
+    ledger = _Ledger(sizes, (*parameters, *model.buffers()), tracker)
     handles = [
         parameter.register_post_accumulate_grad_hook(ledger.gradient_arrived)
         for parameter in parameters
         if parameter.requires_grad
     ]
     try:
-        with ledger, _OnDevice(autocast):
+        with tracker, ledger, _OnDevice(autocast):
             for tensor in inputs.values():
                 ledger.follow(tensor)
             result = loss(inputs)
@@ -180,7 +191,7 @@ def trace_step(
         np.array(ledger.timeline, np.float64),
         np.array(ledger.gradients, np.float64),
         saved,
-        np.array(ledger.flops),
+        {place: np.array(flops) for place, flops in ledger.flops.items()},
     )
 
 
@@ -191,11 +202,12 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     are written in Python and slow.
     """
 
-    def __init__(self, sizes: Sizes, known: tuple[Tensor, ...]) -> None:
+    def __init__(self, sizes: Sizes, known: tuple[Tensor, ...], tracker: ComponentTracker) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes = sizes
         self.live = [0.0] * _CLASSES
-        self.flops = [0.0] * _CLASSES
+        self.flops: dict[Place, list[float]] = defaultdict(lambda: [0.0] * _CLASSES)
+        self._tracker = tracker
         self.timeline: list[tuple[float, ...]] = []
         self.gradients: list[int] = []
         self._gradient = 0
@@ -261,7 +273,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._results[key] = (isinstance(result, tuple), shapes, flops)
             return result
         several, shapes, (kind, amount) = known
-        self.flops[kind] += amount
+        self._note_flops(kind, amount)
         made = [
             torch.empty_strided(size, stride, dtype=dtype, device="meta")
             for size, stride, dtype in shapes
@@ -276,8 +288,12 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is None:
             return 0, 0.0
         kind, amount = self.sizes.split(formula(*args, **kwargs, out_val=result))
-        self.flops[kind] += amount
+        self._note_flops(kind, amount)
         return kind, amount
+
+    def _note_flops(self, kind: int, amount: float) -> None:
+        if amount:
+            self.flops[self._tracker.place][kind] += amount
 
 
 class _OnDevice(TorchFunctionMode):
