@@ -89,6 +89,14 @@ def test_pointing_by_hand() -> None:
     np.testing.assert_array_equal(also.mass, found.mass)
 
 
+def test_a_patch_is_hit_from_half_on() -> None:
+    layers = np.array([[[at(0, 1, 0.5)] * 3]])  # where half is covered
+    found = pointing(maps_of(layers), sample_of(((0, 0), (0, 3), (0, 0))), (0, 3), MASK)
+    assert found is not None
+    np.testing.assert_array_equal(found.hit, [1])
+    np.testing.assert_allclose(found.mass, [0.5])
+
+
 def test_heads_are_averaged() -> None:
     layers = np.array([[[at(0, 0, 0.2)] * 3, [at(1, 1, 0.6)] * 3]])
     found = pointing(maps_of(layers), sample_of(((0, 0), (0, 3), (0, 0))), (0, 3), MASK)

@@ -93,6 +93,14 @@ def test_agreement_is_the_mean_cosine_of_all_pairs(inspected: Inspect, method: s
         assert found == pytest.approx(float(np.mean(cosines)), abs=1e-5)
 
 
+def test_every_group_is_compared_by_itself(inspected: Inspect) -> None:
+    model = inspected("hive", "siglip")
+    samples = prepared(model, 16)
+    both = gradient_flow(model, samples).agreement
+    alone = [gradient_flow(model, group).agreement[0] for group in (samples[:8], samples[8:])]
+    np.testing.assert_allclose(both, alone, atol=1e-6)
+
+
 def test_gradients_of_zero_agree_with_nothing(inspected: Inspect) -> None:
     """As of a model whose cross-attention has not left its start."""
     model = inspected("hive", "siglip")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from hive_vision.analysis.gradient_flow import gradient_flow
-from hive_vision.analysis.inspection import InspectedModel
+from hive_vision.analysis.inspection import InspectedModel, find_model, undisturbed
 from hive_vision.analysis.maps import attention_maps, gradient_maps
 from hive_vision.models.processing import HiveProcessor
 from tests.analysis.conftest import Inspect
@@ -20,6 +20,7 @@ from tests.analysis.helpers import CAPTION, make_model, picture, prepared
 from tests.conftest import text_config, vision_config
 from tests.models.helpers import PREFIX_TOKENS
 
+SHORTER = ["a", "a small red", "a small red circle", CAPTION]
 FAMILIES = [*PREFIX_TOKENS, "naflex"]
 
 
@@ -70,6 +71,8 @@ def test_a_long_caption_is_cut_with_its_spans(inspected: Inspect) -> None:
     sample = InspectedModel(model.model, short).prepare(picture(), CAPTION)
     assert sample.tokens == ("<s>", "a", "small", "red", "</s>")
     assert len(sample.spans) == len(sample.places) == 5
+    left_out = [InspectedModel(model.model, short).tokens_left_out(text) for text in SHORTER]
+    assert left_out == [0, 0, 1, len(CAPTION.split()) - 3]
 
 
 @pytest.mark.parametrize("method", ["hive", "sa"])
@@ -122,6 +125,22 @@ def test_what_cannot_be_looked_into(backbone_folders: dict[str, Path], tmp_path:
         InspectedModel.from_folder(backbone_folders["clip"])
     with pytest.raises(ValueError, match="holds no model; give a run of hive-vision pretrain"):
         InspectedModel.from_folder(tmp_path)
+
+
+def test_what_a_folder_without_a_model_is(inspected: Inspect, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "x"
+    (run / "stage1").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("method: hive")
+    with pytest.raises(ValueError, match=r"has not finished any stage \(finished: none\)"):
+        find_model(run)
+    model = inspected("hive")
+    model.model.save_pretrained(run / "stage1" / "model")
+    assert find_model(run) == run / "stage1" / "model"
+    with pytest.raises(ValueError, match=r"has not finished stage2 \(finished: stage1\)"):
+        find_model(run, "stage2")
+    for folder in (run.parent, tmp_path):
+        with pytest.raises(ValueError, match=r"is not a run but a folder of 1; .*runs/x'"):
+            find_model(folder)
 
 
 # --- looking changes nothing ------------------------------------------------------------------
@@ -212,6 +231,13 @@ def test_looking_changes_nothing(method: str, backbone_folders: dict[str, Path])
     assert torch.equal(loss, other)
     assert_same(after["gradients"], facts(twin)["gradients"])
     assert not torch.equal(loss, twin(**sample.inputs).loss), "dropout must be active"
+
+
+def test_what_happens_undisturbed_draws_no_random_numbers(inspected: Inspect) -> None:
+    before = torch.get_rng_state()
+    with undisturbed(inspected("hive").model):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("method", ["hive", "sa"])

@@ -1,22 +1,28 @@
 """The command ``maps``: what its words mean, and what it prints and writes."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hive_vision.cli import main
-from hive_vision.cli.maps import parse
+from hive_vision.cli.maps import check_output, parse
+from hive_vision.reporting.map_report import MapStyle, write_maps
 from hive_vision.studies import maps
-from hive_vision.studies.maps import MapsArguments
+from hive_vision.studies.map_arguments import MapsArguments
 from tests.cli.helpers import failure
 from tests.reporting.planted import findings
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("a", "b", "c=d"):
+    for name in ("a", "b", "c=d", "e", "f"):
         (tmp_path / "runs" / name).mkdir(parents=True)
+    for name in ("e", "f"):
+        (tmp_path / "runs" / name / "recipe.yaml").write_text("method: hive")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -77,15 +83,53 @@ def test_tables_sentences_and_files(
         (["runs/z"], "'runs/z' is no folder"),
         (["runs/a", "x=runs/z"], "'runs/z' is no folder"),
         (["runs/a", "a=runs/b"], "two models are called 'a'; write NAME=RUN"),
-        (["runs/a", "--frobnicate"], "unknown option '--frobnicate'"),
-        (["runs/a", "heads=first"], "heads"),
+        (["runs/a", "--frobnicate"], "unknown option 'frobnicate'; allowed are caption, cka,"),
+        (["runs/a", "--head=2"], "unknown option 'head'; did you mean 'heads'?"),
+        (
+            ["runs/a", "head=mean"],
+            "'mean' is no folder; .*unknown key 'head'; did you mean 'heads'",
+        ),
+        (["runs/a", "--caption", "a b"], 'in the same word: caption="a b"'),
+        (["runs/a", "--caption"], 'in the same word: caption="..."'),
+        (["runs/a", "heads=first"], "heads is 'first'; allowed are mean, max, or the number"),
+        (["runs/a", "stage=stage9"], "stage is 'stage9'; allowed are stage1, stage2, stage3"),
+        (["runs/a", "scale=x"], "scale is 'x'; allowed are own, shared"),
+        (["runs/a", "output=runs/e"], "holds a run or other results"),
         (["runs/a", "samples=-1"], "samples is -1"),
         (["runs/a", "image=x.png"], "image and caption belong together"),
-        (["runs/a"], "does not say what captions it was trained on"),
-        (["runs/a", "image=x.png", "caption=x"], "x.png"),
+        (["runs/a"], "'runs/a' holds no model; give a run of hive-vision pretrain"),
+        (["runs"], "'runs' is not a run but a folder of 2; .* such as 'runs/e'"),
+        (["runs/e"], "'runs/e' is a run that has not finished any stage"),
     ],
 )
 def test_one_line_for_what_is_wrong(
     runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert message in failure(capsys, "maps", *words)
+    assert re.search(message, failure(capsys, "maps", *words))
+
+
+def test_what_is_wrong_with_words_is_said_before_anything_is_loaded(runs: Path) -> None:
+    """Of which torch alone takes seconds."""
+    code = (
+        "import sys\nfrom hive_vision.cli.maps import run\n"
+        "try:\n    run(['runs/a', 'stage=x'])\n"
+        "except ValueError:\n    print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_runs_and_other_results_are_not_written_over(tmp_path: Path) -> None:
+    write_maps(findings(shown=[], cka={}), tmp_path / "maps", MapStyle())
+    check_output(tmp_path / "maps")
+    check_output(tmp_path / "new")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run or other results; give a folder of its own"):
+        check_output(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("method: hive")
+    with pytest.raises(ValueError, match="holds a run or other results"):
+        check_output(tmp_path / "run")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        check_output(tmp_path / "results.json")

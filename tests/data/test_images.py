@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import datasets
@@ -9,7 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hive_vision.data.images import ColumnImages, StoredImage, UnusableImageError, decode_image
+from hive_vision.data.images import (
+    ColumnImages,
+    StoredImage,
+    UnusableImageError,
+    decode_image,
+    read_image,
+)
 from tests.data.helpers import encoded, first_pixel, good, one_line, picture, write_images
 
 
@@ -33,6 +41,43 @@ def test_unreadable(kind: str) -> None:
     with pytest.raises(UnusableImageError) as failure:
         decode_image(UNREADABLE[kind])
     one_line(failure)
+
+
+def huge() -> bytes:
+    """A small PNG that says that it is 60,000 pixels wide and high."""
+    content = bytearray(encoded(picture(9), "PNG"))
+    content[16:24] = struct.pack(">II", 60000, 60000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "it does not exist"),
+        (b"no image", "cannot identify image"),
+        (truncated("PNG"), "image file is truncated"),
+        (huge(), r"Image size \(3600000000 pixels\) exceeds limit"),
+    ],
+)
+def test_what_somebody_asked_for_is_named(
+    content: bytes | None, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.png"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(
+        UnusableImageError, match=rf"image 'mine' cannot be read: {reason}"
+    ) as failure:
+        read_image(StoredImage(path=str(file), bytes=None), "mine")
+    assert "Error" not in one_line(failure)
+    if content is not None:
+        with pytest.raises(UnusableImageError, match=reason):
+            read_image(StoredImage(path="inside.png", bytes=content), "mine")
+    with pytest.raises(UnusableImageError, match="'mine' cannot be read: it is a folder; give"):
+        read_image(StoredImage(path=str(tmp_path), bytes=None), "mine")
+    with pytest.raises(UnusableImageError, match="'mine' cannot be read: no image; give"):
+        read_image(StoredImage(path=None, bytes=None), "mine")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])

@@ -1,6 +1,7 @@
 """Figures of maps: every panel, its scale and its name."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,18 +123,28 @@ def test_flow_has_every_quantity_of_every_model() -> None:
         assert len({(to_hex(f.get_color()), f.get_marker()) for f in found}) == 1, name
 
 
-def test_spread() -> None:
+def test_spread_by_language_model_layer() -> None:
     one, other = numbers(0.1, 0.4), numbers(0.0, 0.2, seed=3)
-    mass = np.array([look.mass for look in other.pointing])
-    both = {"x": one.entropy, "y": other.entropy}, {"x": one.distance, "y": other.distance}
-    figure = spread_figure(*both, {"y": mass}, 0.2, "title")
+    blind = replace(one, pointing=[], layers=(1, 3))
+    figure = spread_figure({"x": blind, "y": other}, "title")
     assert len(figure.axes) == 3
-    np.testing.assert_allclose(line(figure.axes[1], "x").get_ydata(), one.distance.mean(axis=0))
-    found = line(figure.axes[2], "y")
+    assert {panel.get_xlabel() for panel in figure.axes} == {"language-model layer"}
+    entropy, distance, pointed = figure.axes
+    np.testing.assert_allclose(line(entropy, "x").get_ydata(), one.entropy.mean(axis=0))
+    np.testing.assert_allclose(line(distance, "x").get_ydata(), one.distance.mean(axis=0))
+    assert list(line(distance, "x").get_xdata()) == [1, 3]
+    found = line(pointed, "y")
+    assert list(found.get_xdata()) == [2, 4]
+    mass = np.array([look.mass for look in other.pointing])
     np.testing.assert_allclose(found.get_ydata(), mass.mean(axis=0))
-    assert to_hex(found.get_color()) == to_hex(line(figure.axes[0], "y").get_color())
-    assert line(figure.axes[2], "even attention").get_ydata()[0] == 0.2
-    assert len(spread_figure(*both, {}, 0.0, "title").axes) == 2
+    assert to_hex(found.get_color()) == to_hex(line(entropy, "y").get_color())
+    assert line(pointed, "even attention").get_ydata()[0] == pytest.approx(0.2)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "y", "even attention"]
+    figure.canvas.draw()
+    below = legend.get_window_extent().y1
+    assert all(panel.get_window_extent().y0 > below for panel in figure.axes)
+    assert len(spread_figure({"x": blind}, "title").axes) == 2
 
 
 def test_cka_has_a_panel_for_each_pair() -> None:

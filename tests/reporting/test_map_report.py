@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hive_vision.reporting.map_report import MapStyle, check_output, write_maps
+from hive_vision.reporting.map_report import MapStyle, write_maps
 from hive_vision.reporting.map_tables import claims
 from tests.reporting.planted import HEADS, LAYERS, SAMPLES, TOKENS, findings
 
@@ -71,9 +71,12 @@ def test_one_picture_without_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("style", "message"),
     [
-        (MapStyle(tokens=["cat"]), "tokens has 'cat'; the caption's tokens: <s>, a, dog, on, the"),
-        (MapStyle(layers=[3]), r"layers has 3; attention is in layers \[2, 4\]"),
-        (MapStyle(heads=4), "heads is 4; the model has heads 1 to 3, or mean or max"),
+        (
+            MapStyle(tokens=["cat"]),
+            "hive: tokens has 'cat'; the caption's tokens: <s>, a, dog, on, the",
+        ),
+        (MapStyle(layers=[3]), r"hive: layers has 3; attention is in layers \[2, 4\]"),
+        (MapStyle(heads=4), "hive: heads is 4; the model has heads 1 to 3, or mean or max"),
     ],
 )
 def test_what_is_not_there_cannot_be_drawn(style: MapStyle, message: str, tmp_path: Path) -> None:
@@ -82,15 +85,16 @@ def test_what_is_not_there_cannot_be_drawn(style: MapStyle, message: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_runs_and_other_results_are_not_written_over(folder: Path, tmp_path: Path) -> None:
-    check_output(folder)
-    check_output(tmp_path / "new")
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds a run or other results; give a folder of its own"):
-        check_output(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("method: hive")
-    with pytest.raises(ValueError, match="holds a run or other results"):
-        check_output(tmp_path / "run")
-    with pytest.raises(ValueError, match="is a file; give a folder"):
-        check_output(tmp_path / "results.json")
+def test_trainings_that_differ_are_said_beside_weight_updates(folder: Path, tmp_path: Path) -> None:
+    one, other = "stage3 100 steps at 0.001", "stage3 100 steps at 0.002"
+    write_maps(findings(shown=[], encoder_training={"x": one, "y": one}), tmp_path, MapStyle())
+    alike = _note(tmp_path)
+    assert alike == _note(folder)
+    write_maps(findings(shown=[], encoder_training={"x": one, "y": other}), tmp_path, MapStyle())
+    assert f"Weight updates are not of the same training (x: {one}, y: {other})" in _note(tmp_path)
+
+
+def _note(folder: Path) -> str:
+    figures = json.loads((folder / "results.json").read_text())["figures"]
+    (note,) = [figure["note"] for figure in figures if figure["file"] == "gradient_flow.png"]
+    return str(note)

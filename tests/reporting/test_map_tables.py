@@ -1,13 +1,14 @@
 """What tables and sentences say of planted differences."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hive_vision.analysis.findings import Findings
 from hive_vision.analysis.gradient_flow import GradientFlow
-from hive_vision.reporting.map_tables import claims, flow_grid, pointing_grid
+from hive_vision.reporting.map_tables import claims, flow_grid, pointing_grid, training_note
 from tests.reporting.planted import LAYERS, SAMPLES, findings, flow, numbers
 
 
@@ -55,7 +56,7 @@ def test_directions_are_told_only_where_they_are_certain() -> None:
 
 def test_one_layer_is_not_compared_with_itself() -> None:
     whole = numbers(0.1, 0.4)
-    one = type(whole)(whole.entropy, whole.distance[:, :1], whole.patches, whole.pointing)
+    one = replace(whole, distance=whole.distance[:, :1])
     assert not [s for s in claims(findings(numbers={"x": one})) if "attending layer" in s]
 
 
@@ -66,9 +67,20 @@ def test_the_last_word_is_that_another_training_was_not_seen() -> None:
 
 def test_without_masks_nothing_is_said_of_words() -> None:
     blind = numbers(0.1, 0.4)
-    found = findings(numbers={"x": type(blind)(blind.entropy, blind.distance, blind.patches, [])})
+    found = findings(numbers={"x": replace(blind, pointing=[])})
     assert pointing_grid(found) is None
     assert not [s for s in claims(found) if "own words" in s]
+
+
+def test_weight_updates_of_different_trainings() -> None:
+    alike = findings(
+        encoder_training={"hive": "stage3 9 steps at 0.1", "sa": "stage3 9 steps at 0.1"}
+    )
+    assert training_note(findings()) == training_note(alike) == ""
+    note = training_note(
+        findings(encoder_training={"hive": "frozen", "sa": "stage3 9 steps at 0.1"})
+    )
+    assert note.endswith("not of the same training (hive: frozen, sa: stage3 9 steps at 0.1)")
 
 
 def test_flow_table() -> None:

@@ -10,13 +10,19 @@ import pytest
 import yaml
 from PIL import Image
 
+from hive_vision.analysis.attention import attention_spread
+from hive_vision.analysis.cka import cka_matrix, layer_means
 from hive_vision.analysis.findings import Findings
-from hive_vision.analysis.gradient_flow import weight_updates
+from hive_vision.analysis.gradient_flow import gradient_flow, weight_updates
 from hive_vision.analysis.inspection import InspectedModel
 from hive_vision.analysis.maps import attention_maps, gradient_maps
+from hive_vision.data.images import decode_image
 from hive_vision.data.sources import Source
 from hive_vision.models.backbones import load_vision_model
-from hive_vision.studies.maps import MapsArguments, look_inside
+from hive_vision.models.processing import load_image_processor
+from hive_vision.studies import maps
+from hive_vision.studies.map_arguments import MapsArguments
+from hive_vision.studies.maps import look_inside
 from hive_vision.training.arguments import DataArguments, ModelArguments, PretrainArguments
 from hive_vision.training.pretrain import pretrain
 from hive_vision.training.run_data import open_parts
@@ -89,6 +95,21 @@ def test_maps_and_numbers_are_those_of_the_last_models(found: Findings, runs: Ru
         else:  # the start token sees no image
             np.testing.assert_allclose(seen, mean[:, :, 1:].mean(axis=(1, 2)))
         assert not found.numbers[name].pointing
+        spread = attention_spread(attention)
+        for quantity in ("entropy", "distance"):
+            wanted = getattr(spread, quantity).mean(axis=1)
+            np.testing.assert_allclose(getattr(found.numbers[name], quantity)[1], wanted)
+
+
+def test_numbers_are_over_flow_samples_of_the_stage_asked_for(found: Findings, runs: Runs) -> None:
+    arguments = MapsArguments(samples=3, flow_samples=2, stage="stage2")
+    early = look_inside({"hive": runs["hive"]}, arguments)
+    assert (len(early.shown), early.images) == (3, 2)
+    model = InspectedModel.from_folder(runs["hive"], "stage2")
+    samples = [model.prepare(s.picture.image, s.picture.caption) for s in early.shown[:2]]
+    wanted = gradient_flow(model, samples).norms
+    np.testing.assert_allclose(early.flows["hive"].norms, wanted)
+    assert not np.allclose(wanted, found.flows["hive"].norms[:2], rtol=1e-6)
 
 
 def test_weight_updates_by_stage(found: Findings, runs: Runs) -> None:
@@ -103,12 +124,37 @@ def test_weight_updates_by_stage(found: Findings, runs: Runs) -> None:
     assert updates["stage3"].all()
 
 
-def test_encoders_are_compared_with_the_base_once(found: Findings) -> None:
+def test_weight_updates_are_from_one_stage_to_the_next(runs: Runs, tmp_path: Path) -> None:
+    """A run whose first stage moved its encoder, and whose second stage moved it back."""
+    (tmp_path / "recipe.yaml").symlink_to(f"{runs['hive']}/recipe.yaml")
+    for stage_, other in (("stage1", "stage3"), ("stage2", "stage2")):
+        (tmp_path / stage_).mkdir()
+        (tmp_path / stage_ / "model").symlink_to(f"{runs['hive']}/{other}/model")
+    found = look_inside({"x": str(tmp_path)}, MapsArguments(samples=1, flow_samples=0))
+    updates = found.updates["x"]
+    assert updates["stage1"].all()
+    np.testing.assert_allclose(updates["stage2"], updates["stage1"], rtol=0.01)
+    assert not updates["all"].any()
+
+
+def test_encoders_are_compared_with_the_base_once(
+    found: Findings, runs: Runs, image_folder: Path
+) -> None:
     pairs = {frozenset(pair) for pair in found.cka}
     assert pairs == {frozenset(p) for p in (("hive", "sa"), ("hive", "base"), ("sa", "base"))}
     for matrix in found.cka.values():
         assert matrix.shape == (8, 8)
         assert ((matrix > 0) & (matrix <= 1 + 1e-9)).all()
+    (held_out,) = open_parts(DataArguments(train=str(image_folder), holdout=0.2)).held_out
+    images = [decode_image(held_out.read_image(row)) for row in range(8)]
+    folders = {name: f"{runs[name]}/encoder" for name in ("hive", "sa")}
+    means = {
+        name: layer_means(load_vision_model(folder), load_image_processor(folder), images)
+        for name, folder in folders.items()
+    }
+    wanted = cka_matrix(means["hive"], means["sa"])
+    np.testing.assert_allclose(found.cka["hive", "sa"], wanted, atol=1e-4)
+    assert np.abs(wanted - wanted.T).max() > 1e-3
 
 
 def test_the_base_of_a_single_run_is_found(runs: Runs, image_folder: Path) -> None:
@@ -199,6 +245,8 @@ def test_words_and_what_they_name(runs: Runs, tmp_path: Path) -> None:
         first, last = found.numbers[name].pointing
         assert first.area == pytest.approx((0.5 + 1 / 16) / 2)
         assert last.area == last.patches == 0.5
+        assert np.isnan(last.others).all(), "there is no other object"
+        assert not np.isnan(first.others).any()
         model = InspectedModel.from_folder(runs[name])
         with Image.open(data / "2.png") as image:
             maps = attention_maps(model, model.prepare(image, "a star"))
@@ -217,19 +265,90 @@ def test_base_alone_reads_no_captions(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image": "x.png"}, "image and caption belong together"),
-        ({"caption": "x"}, "image and caption belong together"),
-        ({"image": "x", "caption": "y", "data": "z"}, "or data; not both"),
-        ({"image": "x", "caption": " "}, "caption is empty"),
-        ({"image": "x", "caption": "y", "masks": "z"}, "masks are of a data set"),
-        ({"samples": -1}, "samples is -1; it must be at least 0"),
-        ({"flow_samples": 1}, "flow_samples is 1; give at least 2"),
-        ({"samples": 0, "flow_samples": 0}, "there is nothing to look at"),
+        ({"heads": 9}, "hive: heads is 9; the model has heads 1 to 4"),
+        ({"tokens": ["cat"]}, "hive: tokens has 'cat'; the caption's tokens"),
+        ({"layers": [1]}, r"hive: layers has 1; attention is in layers \[2, 4\]"),
     ],
 )
-def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_drawn_is_said_before_anything_is_measured(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    def measured(*_: Any) -> None:
+        pytest.fail("it was measured first")
+
+    for name in ("gradient_flow", "weight_updates", "layer_means"):
+        monkeypatch.setattr(maps, name, measured)
+    # The last model is the one that cannot do it.
+    models = {"sa": runs["sa"], "hive": runs["hive"]} if "layers" in options else runs
     with pytest.raises(ValueError, match=message):
-        MapsArguments(**options)
+        look_inside(models, MapsArguments(samples=1, **options))
+
+
+def test_paths_of_a_recipe_that_are_not_found_from_here(
+    runs: Runs, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained in ``home``, with relative paths; looked into from ``away``."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    (home / "stage3").mkdir(parents=True)
+    away.mkdir()
+    (home / "stage3" / "model").symlink_to(f"{runs['hive']}/stage3/model")
+    (home / "photos").symlink_to(image_folder)
+    recipe = _recipe(runs["hive"])
+    vision = recipe["model"]["vision"]
+    (home / "siglip").symlink_to(vision)
+    recipe["data"]["train"] = "photos"
+    recipe["model"]["vision"] = "./siglip"
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    few = MapsArguments(samples=1, flow_samples=0)
+    monkeypatch.chdir(home)
+    assert look_inside({"x": str(home)}, few).data == "photos"
+    monkeypatch.chdir(away)
+    with pytest.raises(ValueError, match=r"has model.vision './siglip', .*not found from .*away'"):
+        look_inside({"x": str(home)}, few)
+    recipe["model"]["vision"] = vision
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(
+        ValueError, match=r"data 'photos', .*away'.* there, or give data"
+    ) as failure:
+        look_inside({"x": str(home)}, few)
+    assert "\n" not in str(failure.value)
+    there = replace(few, data=str(image_folder))
+    assert look_inside({"x": str(home)}, there).data == str(image_folder)
+
+
+def test_images_are_named(runs: Runs, tmp_path: Path) -> None:
+    missing = MapsArguments(image="gone.png", caption="a star")
+    with pytest.raises(ValueError, match=r"image 'gone.png' cannot be read: it does not exist"):
+        look_inside({"x": runs["hive"]}, missing)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "bad.png", "caption": "a star"}\n')
+    with pytest.raises(ValueError, match=r"image 'bad.png of .*' cannot be read: cannot identify"):
+        look_inside({"x": runs["hive"]}, MapsArguments(data=str(tmp_path)))
+
+
+def test_captions_that_are_cut_are_counted(
+    runs: Runs, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = MapsArguments(image=str(image_folder / "003.png"), caption="a red star " * 40)
+    look_inside({"x": runs["hive"]}, long)
+    (warning,) = [r.getMessage() for r in caplog.records if "were cut" in r.getMessage()]
+    assert "x reads at most 77 tokens: 1 of 1 captions are longer and were cut, by up to" in warning
+    caplog.clear()
+    look_inside({"x": runs["hive"]}, replace(long, caption="a red star"))
+    assert "cut" not in caplog.text
+
+
+def test_attention_knows_its_layers(found: Findings) -> None:
+    assert {name: n.layers for name, n in found.numbers.items()} == {
+        name: found.shown[0].attention[name].layers for name in ("hive", "sa")
+    }
+
+
+def test_trainings_of_encoders(found: Findings, runs: Runs) -> None:
+    rate = _recipe(runs["hive"])["stage3"]["rules"]["vision_model"]
+    assert found.encoder_training == dict.fromkeys(("hive", "sa"), f"stage3 2 steps at {rate}")
+    short = look_inside({"x": runs["hive"]}, MapsArguments(stage="stage2", flow_samples=0))
+    assert short.encoder_training == {"x": "frozen"}
 
 
 def _recipe(run: str) -> Any:

@@ -4,7 +4,7 @@ Shapes: n samples, L encoder layers, S attending layers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +54,14 @@ class AttentionNumbers:
         distance: (n, S) likewise.
         patches: (n, S) likewise.
         pointing: Of each image whose named objects are known; empty without masks.
+        layers: S language-model layers, 1-based.
     """
 
     entropy: NDArray[np.float64]
     distance: NDArray[np.float64]
     patches: NDArray[np.float64]
     pointing: Sequence[Pointing]
+    layers: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Findings:
         cka: (encoder, encoder) -> (L, L').
         images: How many images the CKA is over.
         data: What the numbers are over.
+        encoder_training: Model -> how long and at which rate its encoder was trained, where there
+            are updates.
     """
 
     models: Mapping[str, str]
@@ -85,3 +89,4 @@ class Findings:
     cka: Mapping[tuple[str, str], NDArray[np.float64]]
     images: int
     data: str
+    encoder_training: Mapping[str, str] = field(default_factory=dict)

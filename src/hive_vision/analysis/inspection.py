@@ -82,18 +82,13 @@ class InspectedModel:
         Raises:
             ValueError: If there is no such model.
         """
-        path = _model_folder(Path(folder), stage)
-        kind = AutoConfig.from_pretrained(path).model_type
-        if kind not in (HiveConfig.model_type, "llava"):
-            raise ValueError(
-                f"{str(path)!r} is a {kind} model; maps are of models that read captions: a run "
-                "of hive-vision pretrain (hive, cascaded, sa) or finetune"
-            )
+        path = find_model(folder, stage)
         found = AutoProcessor.from_pretrained(path)
         if not isinstance(found, HiveProcessor):
             found = HiveProcessor(found.image_processor, found.tokenizer)
-        loader = SelfAttentionForConditionalGeneration if kind == "llava" else None
-        model = (loader or HiveForConditionalGeneration).from_pretrained(path)
+        is_llava = AutoConfig.from_pretrained(path).model_type == "llava"
+        loader = SelfAttentionForConditionalGeneration if is_llava else HiveForConditionalGeneration
+        model = loader.from_pretrained(path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.eval().to(device), found)
 
@@ -119,21 +114,29 @@ class InspectedModel:
             if isinstance(value, Tensor)
         }
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        offsets = tokenizer(
-            caption,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            split_special_tokens=True,
-            verbose=False,
-        )["offset_mapping"][: len(ids) - 2]
         return Sample(
             inputs=inputs,
             image=self._seen(image, inputs["pixel_values"]),
             grid=self._grid(inputs),
             tokens=tuple(tokenizer.decode([token]).strip() for token in ids),
             places=(0, *range(1 + count, count + len(ids))),
-            spans=((0, 0), *(tuple(span) for span in offsets), (0, 0)),
+            spans=((0, 0), *self._spans(caption)[: len(ids) - 2], (0, 0)),
         )
+
+    def tokens_left_out(self, caption: str) -> int:
+        """How many of a caption's tokens lie beyond the model's limit, and are cut."""
+        return max(0, len(self._spans(caption)) + 2 - self.processor.max_text_tokens)
+
+    def _spans(self, caption: str) -> list[tuple[int, int]]:
+        """Characters ``[start, stop)`` of each token of the whole caption."""
+        offsets = self.processor.tokenizer(
+            caption,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+            verbose=False,
+        )["offset_mapping"]
+        return [tuple(span) for span in offsets]
 
     def loss(self, sample: Sample, **changed: Tensor) -> Tensor:
         """Compute the mean loss per caption token."""
@@ -231,13 +234,48 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def _model_folder(folder: Path, stage: str | None) -> Path:
+def find_model(folder: str | Path, stage: str | None = None) -> Path:
+    """Find a model that reads captions, without loading it.
+
+    Args:
+        folder: A run of ``hive-vision pretrain`` or ``finetune``, or a model's folder.
+        stage: Which stage's model of a run; the last finished one if not given.
+
+    Raises:
+        ValueError: Says what the folder is instead.
+    """
+    folder = Path(folder)
     last, *others = (folder / name / "model" for name in STAGES)
     places = [last, folder / "model", *others, folder]
     wanted = "a run of hive-vision pretrain or finetune"
     if stage is not None:
         places, wanted = [folder / stage / "model"], f"a run that has finished {stage}"
-    return first_model(places, str(folder), wanted)
+    if not any((place / "config.json").is_file() for place in places):
+        _refuse(folder, stage)
+    path = first_model(places, str(folder), wanted)
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in (HiveConfig.model_type, "llava"):
+        raise ValueError(
+            f"{str(path)!r} is a {kind} model; maps are of models that read captions: give a run "
+            "of hive-vision pretrain (hive, cascaded, sa) or finetune"
+        )
+    return path
+
+
+def _refuse(folder: Path, stage: str | None) -> None:
+    """Say of a run, and of a folder of runs, why there is no model in it."""
+    if (folder / "recipe.yaml").is_file():
+        finished = [s for s in sorted(STAGES) if (folder / s / "model" / "config.json").is_file()]
+        raise ValueError(
+            f"{str(folder)!r} is a run that has not finished {stage or 'any stage'} (finished: "
+            f"{', '.join(finished) or 'none'}); let it finish, or give a run that has"
+        )
+    runs = sorted({path.parent for p in ("*", "*/*") for path in folder.glob(f"{p}/recipe.yaml")})
+    if runs:
+        raise ValueError(
+            f"{str(folder)!r} is not a run but a folder of {len(runs)}; give the runs to look "
+            f"into, such as {str(runs[0])!r}"
+        )
 
 
 def first_model(places: Sequence[Path], given: str, wanted: str) -> Path:

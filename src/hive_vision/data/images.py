@@ -43,6 +43,28 @@ def decode_image(stored: StoredImage) -> Image.Image:
     return image
 
 
+def read_image(stored: StoredImage, name: str) -> Image.Image:
+    """Decode an image that somebody asked for, as ``decode_image``.
+
+    Args:
+        stored: The image.
+        name: What to call it.
+
+    Raises:
+        UnusableImageError: Names it, and says why it cannot be read.
+    """
+    try:
+        return decode_image(stored)
+    except UnusableImageError as error:
+        reason = str(error).partition(": ")[2] or str(error)  # without the class of the error
+        path = stored["path"] if stored["bytes"] is None else None
+        if path is not None and not Path(path).is_file():
+            reason = "it is a folder" if Path(path).is_dir() else "it does not exist"
+        raise UnusableImageError(
+            f"image {name!r} cannot be read: {reason.rstrip('.')}; give another, or mend it"
+        ) from error
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # of which Pillow would make white or black
         image = Image.fromarray(_to_bytes(np.asarray(image)))

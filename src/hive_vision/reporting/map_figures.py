@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from hive_vision.analysis.findings import AttentionNumbers
 from hive_vision.analysis.gradient_flow import GradientFlow
 from hive_vision.analysis.intervals import Interval, mean_intervals
 from hive_vision.analysis.maps import GradientMaps
@@ -178,40 +179,39 @@ def flow_figure(
     return figure
 
 
-def spread_figure(
-    entropy: Mapping[str, NDArray[np.float64]],
-    distance: Mapping[str, NDArray[np.float64]],
-    pointing: Mapping[str, NDArray[np.float64]],
-    area: float,
-    title: str,
-) -> Figure:
+def spread_figure(numbers: Mapping[str, AttentionNumbers], title: str) -> Figure:
     """Draw attention in numbers by attending layer, a line for each model.
 
     Args:
-        entropy: Model -> (n, S).
-        distance: Model -> (n, S).
-        pointing: Model -> (n, S) attention on the named object; may be empty.
-        area: Share of the image that such an object covers.
+        numbers: Model -> its attention; a panel more if some know where named objects are.
         title: Data and models in a line.
     """
-    panels = 3 if pointing else 2
-    figure = Figure(figsize=(4.4 * panels + 0.5, 3.8), layout="constrained")
-    axes = figure.subplots(1, panels)
-    labels = ("entropy of attention (1: even)", "distance from its centre, image sides")
-    for panel, label, values in zip(axes, labels, (entropy, distance), strict=False):
-        for place, (name, found) in enumerate(values.items()):
-            _band(panel, name, place, mean_intervals(found))
+    drawn = {
+        "entropy of attention (1: even)": {m: n.entropy for m, n in numbers.items()},
+        "distance from its centre, image sides": {m: n.distance for m, n in numbers.items()},
+        "attention of its words on the object": {
+            m: np.array([look.mass for look in n.pointing])
+            for m, n in numbers.items()
+            if n.pointing
+        },
+    }
+    drawn = {label: values for label, values in drawn.items() if values}
+    figure = Figure(figsize=(3.4 * len(drawn) + 0.4, 3.9), layout="constrained")
+    axes = figure.subplots(1, len(drawn))
+    for panel, (label, values) in zip(axes, drawn.items(), strict=True):
+        for name, found in values.items():
+            layers, place = numbers[name].layers, list(numbers).index(name)
+            _band(panel, name, place, mean_intervals(found), layers)
         panel.set_ylabel(label)
-    if pointing:
-        for name, mass in pointing.items():
-            _band(axes[2], name, list(entropy).index(name), mean_intervals(mass))
-        axes[2].axhline(area, color="black", linestyle=":", label="even attention")
-        axes[2].set_ylabel("attention of its words on the object")
-    for panel in axes:
-        panel.set_xlabel("attending layer, from the first on")
+        panel.set_xlabel("language-model layer")
         panel.grid(alpha=0.3)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[-1].legend(frameon=False)
+        panel.xaxis.get_major_locator().set_params(integer=True, nbins=_COLUMNS)
+    lines = axes[0].get_lines()
+    areas = [look.area for n in numbers.values() for look in n.pointing]
+    if areas:
+        even = float(np.mean(areas))
+        lines += [axes[2].axhline(even, color="black", linestyle=":", label="even attention")]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     _title(figure, f"{title}. Bands: 95% intervals over samples.")
     return figure
 
@@ -246,8 +246,15 @@ def cka_figure(matrices: Mapping[tuple[str, str], NDArray[np.float64]], title: s
     return figure
 
 
-def _band(panel: Axes, name: str, place: int, intervals: Sequence[Interval]) -> None:
-    layers = range(1, len(intervals) + 1)
+def _band(
+    panel: Axes,
+    name: str,
+    place: int,
+    intervals: Sequence[Interval],
+    layers: Sequence[int] | None = None,
+) -> None:
+    """Draw a line with its intervals, at these layers or from the first one on."""
+    layers = layers or range(1, len(intervals) + 1)
     colour, marker = colour_of(name, place), marker_of(name, place)
     panel.plot(
         layers, [i.mean for i in intervals], color=colour, marker=marker, markersize=4, label=name

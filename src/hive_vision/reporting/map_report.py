@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hive_vision.analysis.findings import ALL_STAGES, Findings, Shown
-from hive_vision.analysis.maps import Heads
-from hive_vision.folders import read_json, write_json
+from hive_vision.analysis.maps import AttentionMaps, Heads
+from hive_vision.folders import write_json
 from hive_vision.reporting.figures import save_figure
 from hive_vision.reporting.map_figures import (
     Scale,
@@ -23,7 +23,7 @@ from hive_vision.reporting.map_figures import (
     gradient_figure,
     spread_figure,
 )
-from hive_vision.reporting.map_tables import claims, flow_grid, pointing_grid
+from hive_vision.reporting.map_tables import claims, flow_grid, pointing_grid, training_note
 
 KIND = "maps"
 _MOST_ROWS = 6
@@ -59,20 +59,26 @@ class _Folder:
         self.figures.append({"file": png.name, "title": title, "note": note})
 
 
-def check_output(output: Path) -> None:
-    """Refuse to write over what is not maps.
+def check_style(
+    style: MapStyle, name: str, tokens: Sequence[str], attention: AttentionMaps
+) -> None:
+    """Refuse what cannot be drawn of a sample.
+
+    Args:
+        style: How maps are to be drawn.
+        name: The model's.
+        tokens: The caption's.
+        attention: The model's.
 
     Raises:
-        ValueError: If the folder has results of another kind.
+        ValueError: If the style asks for heads, tokens or layers that are not there.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output is {str(output)!r}, which is a file; give a folder")
-    kept = read_json(output / "results.json")
-    if (kept is not None and kept.get("kind") != KIND) or (output / "recipe.yaml").exists():
-        raise ValueError(
-            f"output is {str(output)!r}, which holds a run or other results; give a folder of its "
-            "own"
-        )
+    try:
+        attention.combined(style.heads)
+        _chosen_tokens(tokens, style.tokens)
+        _chosen_layers(attention.layers, style.layers)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def write_maps(found: Findings, output: Path, style: MapStyle) -> dict[str, Any]:
@@ -93,9 +99,7 @@ def write_maps(found: Findings, output: Path, style: MapStyle) -> dict[str, Any]
     folder = _Folder(output)
     for shown in found.shown:  # before the first figure is written
         for name, maps in shown.attention.items():
-            maps.combined(style.heads)
-            _chosen_tokens(shown.tokens[name], style.tokens)
-            _chosen_layers(maps.layers, style.layers)
+            check_style(style, name, shown.tokens[name], maps)
     for number, shown in enumerate(found.shown):
         _draw_sample(folder, number, shown, style)
     _draw_numbers(folder, found)
@@ -167,12 +171,13 @@ def _draw_numbers(folder: _Folder, found: Findings) -> None:
     over = f"{found.images} samples of {found.data}"
     if found.flows:
         updates = {name: stages[ALL_STAGES] for name, stages in found.updates.items()}
+        caution = training_note(found)
         folder.save(
-            flow_figure(found.flows, updates, f"Gradient flow by encoder layer, {over}"),
+            flow_figure(found.flows, updates, f"Gradient flow by encoder layer, {over}{caution}"),
             "gradient_flow",
             "Gradient flow, layer by layer",
             "How much of the loss's gradient arrives at each layer, how it is spread over the "
-            "image, whether samples agree, and how far each layer's weights moved.",
+            f"image, whether samples agree, and how far each layer's weights moved{caution}.",
         )
         quantities = ("norms", "entropy", "patches", "agreement")
         arrays: dict[str, NDArray[np.float64]] = {
@@ -182,19 +187,9 @@ def _draw_numbers(folder: _Folder, found: Findings) -> None:
         }
         _save_arrays(folder.path / "gradient_flow.npz", arrays)
     if found.numbers:
-        pointing = {
-            name: np.array([look.mass for look in numbers.pointing])
-            for name, numbers in found.numbers.items()
-            if numbers.pointing
-        }
-        areas = [look.area for n in found.numbers.values() for look in n.pointing]
         folder.save(
             spread_figure(
-                {name: numbers.entropy for name, numbers in found.numbers.items()},
-                {name: numbers.distance for name, numbers in found.numbers.items()},
-                pointing,
-                float(np.mean(areas)) if areas else 0.0,
-                f"Attention of captions on patches, heads averaged, {over}",
+                found.numbers, f"Attention of captions on patches, heads averaged, {over}"
             ),
             "attention_numbers",
             "Attention in numbers",

@@ -66,6 +66,15 @@ def pointing_grid(found: Findings) -> Titled | None:
     return "Do words look at what they name?", Grid(headings, rows), note
 
 
+def training_note(found: Findings) -> str:
+    """Say how encoders were trained if not alike: weights move with rate and steps."""
+    trainings = found.encoder_training
+    if len(set(trainings.values())) < 2:
+        return ""
+    said = ", ".join(f"{name}: {training}" for name, training in trainings.items())
+    return f". Weight updates are not of the same training ({said})"
+
+
 def claims(found: Findings) -> list[str]:
     """Say which of the paper's claims the numbers bear out, and how sure that is."""
     said = [_early_gradient(found, first, second) for first, second in combinations(found.flows, 2)]
