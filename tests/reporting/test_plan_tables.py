@@ -28,6 +28,7 @@ def plan(**changes: Any) -> dict[str, Any]:
         "hours": 1.25,
         "fits": False,
         "devices_needed": None,
+        "measured": None,
         "memory": {
             "plain": {
                 "at_micro_batch": memory(10),
@@ -87,3 +88,16 @@ def test_everything_is_said() -> None:
 def test_sharding_is_said_to_be_an_estimate() -> None:
     assert "estimate" in text(plan(sharding="fsdp2"))
     assert "estimate" not in text(plan(sharding="fsdp2", devices=1))
+
+
+def test_what_was_measured_stands_beside_what_was_predicted() -> None:
+    measured = {
+        **{"micro_batch": 8, "tokens": 77, "seconds": 3.5, "predicted_seconds": 4.5},
+        **{"optimizer_seconds": 0.25, "memory": 6 * GIB, "predicted_memory": 5 * GIB},
+    }
+    made = plan()
+    made["stages"][0]["measured"] = measured
+    report = text(made)
+    for words in ("8 x 77", "3.5 (4.5)", "0.25", "6.00 (5.00)", "three steps of each stage"):
+        assert words in report
+    assert "40%" not in report

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hive_vision.studies.plan import build_on_meta, make_plan
+from hive_vision.studies.plan import make_plan
+from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.arguments import PretrainArguments
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.stages import parameter_groups
-from tests.studies.published import write_configs
 from tests.training.conftest import recipe, stage
 
 __all__ = ["recipe"]  # the fixture
@@ -31,20 +31,9 @@ PROJECTOR = 2 * 1024 + (1024 * 960 + 960) + (960 * 960 + 960) + 1024 * 960
 CROSS_ATTENTION = ATTENTION + 960
 
 
-@pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_configs(tmp_path_factory.mktemp("published"))
-
-
-def paper_recipe(name: str, published: dict[str, Path], *overrides: str) -> PretrainArguments:
-    given = load_recipe(name)
-    vision, language = published[given.model.vision], published[given.model.language]
-    return load_recipe(name, [f"model.vision={vision}", f"model.language={language}", *overrides])
-
-
 @pytest.mark.parametrize("name", PAPER)
-def test_parameters_of_the_paper_recipes(name: str, published: dict[str, Path]) -> None:
-    model, _, _ = build_on_meta(paper_recipe(name, published))
+def test_parameters_of_the_paper_recipes(name: str) -> None:
+    model, _, _ = recipe_model(load_recipe(name))
     sizes: dict[str, int] = {}
     groups = parameter_groups(model)
     for parameter_name, parameter in model.named_parameters():
@@ -87,8 +76,8 @@ def test_recipes_have_table_3(name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def paper_plan(published: dict[str, Path]) -> dict[str, Any]:
-    return make_plan(paper_recipe("paper-siglip-l16-384", published), "H200", tokens=15)
+def paper_plan() -> dict[str, Any]:
+    return make_plan(load_recipe("paper-siglip-l16-384"), "H200", tokens=15)
 
 
 def test_plan_of_the_paper_recipe(paper_plan: dict[str, Any]) -> None:
@@ -119,14 +108,9 @@ def test_largest_micro_batch_fits_and_no_larger_one(recipe: Recipe) -> None:
     assert memory["at_largest"]["total"] > memory["at_micro_batch"]["total"]
 
 
-def test_what_does_not_fit_says_how_many_devices(published: dict[str, Path]) -> None:
-    arguments = paper_recipe(
-        "paper-siglip-l16-384",
-        published,
-        "model.vision=" + str(wide(published)),
-        "stage1.max_steps=0",
-        "stage2.max_steps=0",
-    )
+def test_what_does_not_fit_says_how_many_devices(tmp_path: Path) -> None:
+    overrides = ["stage1.max_steps=0", "stage2.max_steps=0"]
+    arguments = load_recipe("paper-siglip-l16-384", [*overrides, f"model.vision={wide(tmp_path)}"])
     (alone,) = make_plan(arguments, "L4", tokens=16)["stages"]
     assert not alone["fits"]
     assert alone["memory"]["plain"]["largest_micro_batch"] is None
@@ -139,15 +123,11 @@ def test_what_does_not_fit_says_how_many_devices(published: dict[str, Path]) -> 
     assert together["hours"] == pytest.approx(alone["hours"] / needed)
 
 
-def wide(published: dict[str, Path]) -> Path:
+def wide(folder: Path) -> Path:
     """SigLIP with four times the width and a few blocks: about 1.4 billion parameters."""
-    name = "google/siglip-large-patch16-384"
-    config = json.loads((published[name] / "config.json").read_text())
-    sizes = {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 6}
-    config["vision_config"] |= sizes
-    folder = published[name].parent / "wide"
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    config = backbone_config("google/siglip-large-patch16-384", "vision")
+    config.update({"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 6})
+    config.save_pretrained(folder)
     return folder
 
 
@@ -161,7 +141,7 @@ def test_lengths_come_from_the_data(recipe: Recipe, method: str) -> None:
     assert (plan["image_tokens_read"] > 0) == (method == "sa")
 
 
-def test_lengths_are_assumed_without_data(published: dict[str, Path], recipe: Recipe) -> None:
+def test_lengths_are_assumed_without_data(recipe: Recipe) -> None:
     plan = make_plan(recipe(data={"train": "not/here"}), "cpu")
     assert plan["captions"]["tokens"] == 16
     assert plan["captions"]["longest"] == 77

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hive_vision.reporting.model_card import to_model_card
-from hive_vision.reporting.report import Report, TitledTable
+from hive_vision.reporting.report import Paragraph, Report, TitledTable
 from hive_vision.studies.report import make_report, write_report
 from hive_vision.training.arguments import FinetuneArguments, PretrainArguments
 from hive_vision.training.errors import InterruptedRunError
@@ -44,12 +44,14 @@ def columns(report: Report) -> list[str]:
     return [row[0].text for row in table.grid.rows]
 
 
-OF_RUNS = ["Learning curves", "Losses and cost", "What moved and what stayed", "Recipe"]
+DONE = ["Learning curves", "Losses and cost", "What moved and what stayed"]
+ASKED = ["What was run", "Recipe"]
+OF_RUNS = [*DONE, *ASKED]
 
 
 def test_one_run(tmp_path: Path) -> None:
     report = make_report([pretrain_run(tmp_path / "hive")])
-    assert titles(report) == ["Summary", "What was run", *OF_RUNS]
+    assert titles(report) == ["Summary", *OF_RUNS]
     assert report.title == "Report: hive"
     assert report.model is not None
     assert (report.model.kind, report.model.vision, report.model.method) == (
@@ -67,7 +69,7 @@ def test_a_fine_tuning_run(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
     report = make_report([pretrain_run(tmp_path / "hive", finished=False)])
     assert "hive is not finished: stage2, step 10 of 20" in summary(report)
-    assert titles(report) == ["Summary", "What was run", *OF_RUNS]
+    assert titles(report) == ["Summary", *OF_RUNS]
 
 
 def test_runs_side_by_side(tmp_path: Path) -> None:
@@ -88,13 +90,16 @@ def test_equal_names_are_told_apart(tmp_path: Path) -> None:
 def test_a_demo_is_its_runs_and_its_probes(tmp_path: Path, with_maps: bool) -> None:
     report = make_report([demo_folder(tmp_path / "demo", with_maps)])
     results = ["Probes", "Maps"] if with_maps else ["Probes"]
-    assert titles(report) == ["Summary", "What was run", *results, *OF_RUNS]
+    assert titles(report) == ["Summary", *results, *OF_RUNS]
     assert columns(report) == ["base", "sa", "hive"]
     text = summary(report)
     assert "hive is better than base" in text
     assert "digit: no difference can be told" in text
     assert "they tell these encoders apart, not the methods" in text
     assert "The images are drawn" in text
+    assert "hive: the language model cross-attends to encoder layers of matching depth." in text
+    assert "cascaded: " not in text, "there is none"
+    assert "95% interval, where the true difference probably lies" in text
 
 
 def test_an_unfinished_demo(tmp_path: Path) -> None:
@@ -103,6 +108,39 @@ def test_an_unfinished_demo(tmp_path: Path) -> None:
     report = make_report([folder])
     assert columns(report) == ["base", "hive", "sa"]
     assert "the command that makes them has not ended" in summary(report)
+
+
+def test_a_folder_of_runs_is_no_demo(tmp_path: Path) -> None:
+    study = study_folder(tmp_path / "study")
+    pretrain_run(tmp_path / "mine" / "hive-large")
+    for folder, message in (
+        (study / "runs", r"only holds runs \(4\).* give the study's folder, '.*study'$"),
+        (tmp_path / "mine", r"only holds runs \(1\).*: hive-vision report .*hive-large$"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            make_report([folder])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_above_runs_of_one_s_own_is_no_study(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "runs" / "miniature-hive")
+    with pytest.raises(ValueError, match="is neither a run nor results"):
+        make_report([tmp_path])
+    with pytest.raises(ValueError, match=r"report .*miniature-hive$"):
+        make_report([tmp_path / "runs"])
+
+
+def test_losses_of_fine_tuning_stand_apart(tmp_path: Path) -> None:
+    """They are over other data and other tokens."""
+    report = make_report([pretrain_run(tmp_path / "hive"), finetune_run(tmp_path / "vlm")])
+    kinds = ("pre-training", "fine-tuning")
+    apart = [f"{title}: {kind}" for title in DONE for kind in kinds]
+    assert titles(report) == ["Summary", *apart, *ASKED]
+    for section in report.sections:
+        own, _, kind = section.title.partition(": ")
+        if own in DONE:
+            text = str([b for b in section.blocks if not isinstance(b, Paragraph)])
+            assert ("hive" in text, "vlm" in text) == (kind == kinds[0], kind == kinds[1])
 
 
 def test_a_study_has_a_column_for_each_method(tmp_path: Path) -> None:

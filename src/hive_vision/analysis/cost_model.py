@@ -53,7 +53,8 @@ class StageCost:
             largest block twice (in use, and arriving).
         image: Bytes of one image as the model reads it.
         plain: Trace of a micro-batch.
-        checkpointed: The same with gradient checkpointing; ``None`` if the model has none.
+        checkpointed: The same with gradient checkpointing; ``None`` if the model has none, or if
+            it was not asked for.
     """
 
     weights: float
@@ -116,11 +117,12 @@ def stage_cost(model: PreTrainedModel, images: Mapping[str, Tensor], **options: 
     Args:
         model: On the meta device, its parameters frozen or not as the stage says.
         images: What the encoder is called with for one image.
-        **options: ``image_token_id``, ``image_tokens``: the placeholder and how many of it stand
-            for an image; ``autocast``: precision of the products.
+        **options: ``image_tokens``: how many placeholders stand for an image; ``autocast``:
+            precision of the products; ``checkpointing``: ``False`` leaves that trace out.
     """
     image_tokens = options.get("image_tokens", 0)
     sizes = choose_sizes(model, image_tokens)
+    may_checkpoint = model.supports_gradient_checkpointing and options.get("checkpointing", True)
     model.train()
 
     def trace(checkpointing: bool) -> Trace:
@@ -142,7 +144,7 @@ def stage_cost(model: PreTrainedModel, images: Mapping[str, Tensor], **options: 
         gathered=_gathered(model),
         image=_bytes(image),
         plain=trace(False),
-        checkpointed=trace(True) if model.supports_gradient_checkpointing else None,
+        checkpointed=trace(True) if may_checkpoint else None,
     )
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "report",
     "maps": "maps",
     "plan": "plan",
+    "profile": "profile",
     "data": "data",
     "resume-test": "resume_test",
 }
@@ -44,8 +45,10 @@ commands:
   maps RUN             gradient maps, attention maps, and both in numbers, side by side
   report RUN...        one HTML page and a model card about runs, demos, studies and their results
   plan RECIPE          memory, time and devices that a recipe needs, before it is started
+  profile RECIPE       operations, time and memory of its steps here, method beside method
   data verify RECIPE   find samples that cannot be used; summary and quarantine file
   data show RECIPE     print samples as the trainer sees them, supervised tokens coloured
+  data bench RECIPE    measure the loader against what the training steps take
   data build SOURCE    write captioned images into shards that start and load fast
   resume-test RECIPE   prove on this machine that N + N steps are 2N steps
 

@@ -1,10 +1,12 @@
 """hive-vision plan: what a recipe needs, before it is started."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 HELP = """\
-usage: hive-vision plan RECIPE [device=NAME] [devices=N] [tokens=N] [samples=N] [--json]
-                        [key=value ...]
+usage: hive-vision plan RECIPE [device=NAME] [devices=N] [tokens=N] [samples=N] [measure=BOOL]
+                        [--json] [key=value ...]
 
 Say what a recipe needs before it is started: parameters, memory, operations and time of each stage.
 No weights are loaded, only configurations; the model is run on the meta device.
@@ -14,11 +16,23 @@ No weights are loaded, only configurations; the model is run on the meta device.
   devices=N          how many of them train together (1); sharding=fsdp2 splits the model over them
   tokens=N           length of every caption; else the data is measured if it is here, or 16 assumed
   samples=N          captions in an epoch, where a stage is given by epochs and the data is not here
+  measure=true       correct it by three real steps of each stage on this machine (random weights)
   --json             numbers for programs, in bytes, operations and hours
   key=value          overrides of the recipe, e.g. method=sa micro_batch_size=128
 """
 
-_OWN = {"device": str, "devices": int, "tokens": float, "samples": int}
+
+def _truth(value: str) -> bool:
+    return {"true": True, "false": False}[value.lower()]
+
+
+_OWN: dict[str, Callable[[str], Any]] = {
+    "device": str,
+    "devices": int,
+    "tokens": float,
+    "samples": int,
+    "measure": _truth,
+}
 
 
 def run(arguments: list[str]) -> None:
@@ -46,8 +60,9 @@ def run(arguments: list[str]) -> None:
             continue
         try:
             own[key] = _OWN[key](value)
-        except ValueError as error:
-            raise ValueError(f"{key} is {value!r}; give a number, e.g. {key}=8") from error
+        except (ValueError, KeyError) as error:
+            form = "true or false" if key == "measure" else f"a number, e.g. {key}=8"
+            raise ValueError(f"{key} is {value!r}; give {form}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # names that transformers will change
         plan = make_plan(load_recipe(recipe, rest), **own)

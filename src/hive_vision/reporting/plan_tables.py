@@ -1,6 +1,6 @@
 """The plan of a recipe for people."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -30,10 +30,18 @@ def plan_report(plan: Mapping[str, Any]) -> Iterator[Table | str]:
         f"Captions: {captions['tokens']:.1f} tokens on average, {captions['longest']} at most "
         f"({captions['source']})."
     )
-    yield (
-        f"Time: {device['flops_per_second'] / 1e12:.3g} TFLOP/s x {device['share']:.0%} "
-        f"({device['share_reason']}). Loading of images is not in it."
-    )
+    measured = [stage for stage in plan["stages"] if stage["measured"] is not None]
+    if measured:
+        yield _measured_table(measured)
+        yield (
+            "Measured: three steps of each stage with the longest captions, in a process of their "
+            "own. Hours and what fits are corrected by it. Loading of images is not in it."
+        )
+    else:
+        yield (
+            f"Time: {device['flops_per_second'] / 1e12:.3g} TFLOP/s x {device['share']:.0%} "
+            f"({device['share_reason']}). Loading of images is not in it."
+        )
     if device["kind"] == "cuda":
         yield f"Memory: {_gib(device['memory'])} GiB of it are used: {device['memory_reason']}."
     if _sharded(plan):
@@ -81,6 +89,23 @@ def _memory_table(plan: Mapping[str, Any]) -> Table:
                 cells = [_gib(sizes[p]) if sizes else MISSING for p in (*_MEMORY_PARTS, "total")]
                 table.add_row(label, str(micro), *cells)
                 label = ""
+    return table
+
+
+def _measured_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("measured (predicted)")
+    headings = ("captions\nx tokens", "seconds of a\nmicro-batch", "optimizer\nseconds", "GiB")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in stages:
+        found = stage["measured"]
+        table.add_row(
+            stage["name"],
+            f"{found['micro_batch']} x {found['tokens']}",
+            f"{found['seconds']:.3g} ({found['predicted_seconds']:.3g})",
+            f"{found['optimizer_seconds']:.3g}",
+            f"{_gib(found['memory'])} ({_gib(found['predicted_memory'])})",
+        )
     return table
 
 

@@ -1,30 +1,27 @@
 """What a recipe needs, known before it is started: memory, operations, time, devices."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from hive_vision.analysis.cost_model import StageCost, stage_cost
 from hive_vision.analysis.devices import USABLE_REASON, Device, find_device
 from hive_vision.data.sampler import LengthBucketedSampler
-from hive_vision.models.backbones import blank_images, load_config
-from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
-from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
+from hive_vision.studies.measured_steps import StepCase, measure_apart
+from hive_vision.studies.recipe_model import recipe_model
 from hive_vision.training.arguments import PretrainArguments, StageArguments
-from hive_vision.training.hardware import split_batch
+from hive_vision.training.hardware import precision_on, split_batch, this_device
 from hive_vision.training.run_data import load_run_data
 from hive_vision.training.stages import GROUPS, apply_rules, parameter_groups
 
 ASSUMED_TOKENS = 16
 MAX_DEVICES = 1024
-_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ def make_plan(
     devices: int = 1,
     tokens: float | None = None,
     samples: int | None = None,
+    measure: bool = False,
 ) -> dict[str, Any]:
     """Work out what a recipe needs, without its weights.
 
@@ -59,6 +57,8 @@ def make_plan(
         devices: How many of them train together.
         tokens: Length of every caption; from the data, or assumed, if not given.
         samples: Captions in an epoch, for stages given by epochs.
+        measure: Correct time and memory by three real steps of each stage on this machine, with
+            random weights and the longest captions.
 
     Returns:
         Numbers and names only, ready for JSON; see docs/scale.md.
@@ -72,11 +72,15 @@ def make_plan(
         raise ValueError(
             f"devices is {devices}, tokens {tokens}, samples {samples}; at least 1, 2 and 1"
         )
-    given = None if arguments.precision == "auto" else _PRECISIONS[arguments.precision]
-    hardware = find_device(device, given)
-    precision = given or (torch.bfloat16 if hardware.kind == "cuda" else torch.float32)
-    captions = _captions(arguments, tokens, samples)
-    model, images, image_tokens = build_on_meta(arguments)
+    if measure and device is not None:
+        raise ValueError(
+            f"device is {device!r}, but measure=true measures this machine; leave one out"
+        )
+    kind = this_device() if device is None else "cpu" if device.lower() == "cpu" else "cuda"
+    precision = precision_on(kind, arguments.precision)
+    hardware = find_device(device, precision)
+    captions = caption_lengths(arguments, tokens, samples)
+    model, images, image_tokens = recipe_model(arguments)
     groups = parameter_groups(model)
     sizes = dict.fromkeys(GROUPS, 0)
     for name, parameter in model.named_parameters():
@@ -98,7 +102,10 @@ def make_plan(
             autocast=None if precision == torch.float32 else precision,
         )
         planner = _Planner(arguments, cost, hardware, devices, captions, stage, steps)
-        stages.append({"name": name, **planner.stage()})
+        measured = planner.measure(name) if measure else None
+        if measured is not None:
+            planner = planner.corrected(measured)
+        stages.append({"name": name, **planner.stage(), "measured": measured})
     return {
         "method": arguments.method,
         "vision": arguments.model.vision,
@@ -116,32 +123,6 @@ def make_plan(
     }
 
 
-def build_on_meta(
-    arguments: PretrainArguments,
-) -> tuple[PreTrainedModel, dict[str, Tensor], int]:
-    """Make a recipe's model without weights.
-
-    Returns:
-        The model, what its encoder is called with for one image, and how many placeholders the
-        language model reads for an image.
-    """
-    vision = load_config(arguments.model.vision, "vision")
-    language = load_config(arguments.model.language, "language")
-    with torch.device("meta"):
-        images = {name: value for name, value in blank_images(vision).items() if value is not None}
-        if arguments.method == "sa":
-            baseline = SelfAttentionForConditionalGeneration.from_backbones(
-                vision,
-                language,
-                image_token_id=language.vocab_size - 1,
-                feature_layer=arguments.model.sa_feature_layer,
-            )
-            return baseline, images, int(baseline.config.image_seq_length)
-        fusion = arguments.model.fusion_options(arguments.method)
-        model = HiveForConditionalGeneration.from_backbones(vision, language, **fusion)
-    return model, images, 0
-
-
 def _steps(name: str, stage: StageArguments, samples: int | None) -> int:
     if stage.max_steps is None and stage.epochs is not None and samples is None:
         raise ValueError(
@@ -154,8 +135,16 @@ def _steps(name: str, stage: StageArguments, samples: int | None) -> int:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _captions(arguments: PretrainArguments, tokens: float | None, samples: int | None) -> Captions:
-    """Take the lengths that were given, those of the data if it is here, or assume some."""
+def caption_lengths(
+    arguments: PretrainArguments, tokens: float | None, samples: int | None
+) -> Captions:
+    """Take the lengths that were given, those of the data if it is here, or assume some.
+
+    Args:
+        arguments: The recipe.
+        tokens: Length of every caption, if given.
+        samples: Captions in an epoch, if given.
+    """
     if tokens is not None:
         return Captions(tokens, math.ceil(tokens), samples, "given")
     data, model = arguments.data, arguments.model
@@ -199,6 +188,38 @@ class _Planner:
     captions: Captions
     settings: StageArguments
     steps: int
+    memory_factor: float = 1.0
+    optimizer_seconds: float = 0.0
+
+    def measure(self, name: str) -> dict[str, float]:
+        """Time three steps on the longest captions; what was predicted stands beside it."""
+        micro, _ = split_batch(
+            self.settings.batch_size, self.arguments.micro_batch_size, self.devices
+        )
+        longest, chosen = self.captions.longest, self.arguments.gradient_checkpointing
+        found = measure_apart(StepCase(self.arguments, name, micro, longest, steps=3))
+        memory = self.cost.memory(micro, longest, share=micro, checkpointing=chosen)
+        flops = micro * self.cost.trace(chosen).flops_per_sample(longest)
+        return {
+            "micro_batch": micro,
+            "tokens": longest,
+            "flops": flops,
+            "seconds": found.forward + found.backward,
+            "predicted_seconds": flops / (self.device.flops_per_second * self.device.share),
+            "optimizer_seconds": found.optimizer,
+            "memory": found.memory,
+            "predicted_memory": memory.total,
+        }
+
+    def corrected(self, measured: Mapping[str, float]) -> "_Planner":
+        """Plan with what was measured."""
+        speed = measured["flops"] / measured["seconds"]
+        return replace(
+            self,
+            device=replace(self.device, share=speed / self.device.flops_per_second),
+            memory_factor=measured["memory"] / measured["predicted_memory"],
+            optimizer_seconds=measured["optimizer_seconds"],
+        )
 
     def stage(self) -> dict[str, Any]:
         """Everything about the stage."""
@@ -219,7 +240,7 @@ class _Planner:
             "accumulation": accumulation,
             "flops_per_caption": flops,
             "flops": total,
-            "hours": total / speed / 3600,
+            "hours": (total / speed + self.steps * self.optimizer_seconds) / 3600,
             "memory": self._both(micro),
             "fits": self._total(micro, chosen) <= self.device.memory,
             "devices_needed": self._devices_needed(),
@@ -258,7 +279,7 @@ class _Planner:
         )
 
     def _total(self, micro: int, checkpointing: bool) -> float:
-        return float(self._of(micro, checkpointing, self.devices).total)
+        return float(self._of(micro, checkpointing, self.devices).total) * self.memory_factor
 
     def _largest(self, checkpointing: bool) -> int | None:
         """Largest micro-batch that fits and divides the batch."""

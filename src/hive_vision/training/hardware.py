@@ -6,11 +6,16 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from hive_vision.training.arguments import RunArguments, StageArguments
+from hive_vision.models.backbones import backbones_of
+from hive_vision.models.cpu_attention import CPU_ATTENTION
+from hive_vision.training.arguments import Precision, RunArguments, StageArguments
 from hive_vision.training.checkpoints import KEPT
 from hive_vision.training.processes import LONGEST_WAIT
+from hive_vision.training.stages import blocks_of
+
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def split_batch(batch_size: int, micro_batch_size: int, world_size: int) -> tuple[int, int]:
@@ -59,10 +64,7 @@ def training_arguments(
     micro, accumulation = split_batch(
         stage.batch_size, arguments.micro_batch_size, PartialState().num_processes
     )
-    precision = arguments.precision
-    if precision == "auto":
-        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if has_bfloat16 else "float32"
+    precision = precision_on(this_device(), arguments.precision)
     sharded = is_sharded(arguments)
     sharding = {
         "version": 2,
@@ -84,8 +86,8 @@ def training_arguments(
         dataloader_num_workers=num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
+        bf16=precision == torch.bfloat16,
+        fp16=precision == torch.float16,
         adam_beta1=stage.betas[0],
         adam_beta2=stage.betas[1],
         weight_decay=stage.weight_decay,
@@ -103,6 +105,60 @@ def training_arguments(
         fsdp=True if sharded else None,
         fsdp_config=sharding if sharded else None,
     )
+
+
+def this_device() -> str:
+    """Kind of the device that trains here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision_on(device: str, given: Precision) -> torch.dtype:
+    """What products are computed in.
+
+    Args:
+        device: ``cuda`` or ``cpu``; a GPU that is not here is taken for a recent one.
+        given: Of the recipe.
+    """
+    if given != "auto":
+        return _PRECISIONS[given]
+    if device == "cuda":
+        has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    else:  # without such instructions it would be far slower than float32
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
+    """Choose how a model computes, as the recipe says; what it computes stays the same.
+
+    Args:
+        model: To train.
+        arguments: The recipe: ``attention``, ``gradient_checkpointing`` and ``compile``.
+
+    Raises:
+        ValueError: If transformers has no such attention, or not for this model.
+    """
+    attention = arguments.attention
+    if attention != "auto":
+        try:
+            model.set_attn_implementation(attention)
+        except (ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"attention is {attention!r}, which cannot be had here ({reason}); use auto, sdpa "
+                "or eager"
+            ) from error
+    elif this_device() == "cpu":
+        parts = (model, *backbones_of(model))
+        if {part.config._attn_implementation for part in parts} == {"sdpa"}:
+            model.set_attn_implementation(CPU_ATTENTION)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # It lets what leaves the embeddings need gradients, those of a frozen encoder too.
+        model.disable_input_require_grads()
+    if arguments.compile:
+        for block in blocks_of(model):
+            block.compile()
 
 
 def is_sharded(arguments: RunArguments) -> bool:

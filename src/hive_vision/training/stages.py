@@ -68,15 +68,19 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
     return groups
 
 
-def sharded_classes(model: PreTrainedModel) -> list[str]:
-    """Name the modules that are gathered as a whole when a model is sharded: its blocks."""
+def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks that do nearly all of the work: of both backbones, and between them."""
     vision, language = backbones_of(model)
-    blocks = [
-        find_blocks(vision, model.config.vision_config.num_hidden_layers)[0],
-        find_blocks(language, model.config.text_config.num_hidden_layers)[0],
+    return [
+        *find_blocks(vision, model.config.vision_config.num_hidden_layers),
+        *find_blocks(language, model.config.text_config.num_hidden_layers),
         *(module for module in model.modules() if isinstance(module, CrossAttention)),
     ]
-    return sorted({type(block).__name__ for block in blocks})
+
+
+def sharded_classes(model: PreTrainedModel) -> list[str]:
+    """Name the modules that are gathered as a whole when a model is sharded."""
+    return sorted({type(block).__name__ for block in blocks_of(model)})
 
 
 def _vision_tail(model: PreTrainedModel) -> set[str]:
