@@ -1,8 +1,19 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hive_vision.training.hardware import peak_memory, split_batch, training_arguments
+from hive_vision.models.cpu_attention import CPU_ATTENTION
+from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.training.hardware import (
+    peak_memory,
+    precision_on,
+    prepare_model,
+    split_batch,
+    training_arguments,
+)
+from hive_vision.training.stages import blocks_of
+from tests.models.helpers import open_cross_attentions
 from tests.training.conftest import stage
 
 
@@ -32,3 +43,68 @@ def test_stage_becomes_arguments(recipe, tmp_path):
 
 def test_peak_memory_is_that_of_this_process():
     assert 2**20 < peak_memory() < 2**40
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_precision_follows_the_hardware(monkeypatch, has_bfloat16):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(f"torch.cpu.{name}", lambda: has_bfloat16)
+    assert precision_on("cpu", "auto") == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    assert precision_on("cpu", "float32") == torch.float32
+    assert precision_on("cuda", "float16") == torch.float16
+
+
+@pytest.fixture
+def model(backbone_folders):
+    folders = backbone_folders["siglip"], backbone_folders["llama"]
+    model = HiveForConditionalGeneration.from_backbones(*folders)
+    open_cross_attentions(model)
+    return model
+
+
+def attentions(model):
+    parts = (model, model.vision_model, model.language_model)
+    return {part.config._attn_implementation for part in parts}
+
+
+def test_attention_is_chosen(recipe, model):
+    prepare_model(model, recipe())
+    assert attentions(model) == {CPU_ATTENTION}
+    prepare_model(model, recipe(attention="eager"))
+    assert attentions(model) == {"eager"}
+    prepare_model(model, recipe())  # whoever chose something else keeps it
+    assert attentions(model) == {"eager"}
+    with pytest.raises(ValueError, match=r"attention is 'fast'.*use auto, sdpa or eager") as error:
+        prepare_model(model, recipe(attention="fast"))
+    assert "\n" not in str(error.value)
+
+
+def test_compiled_blocks_compute_the_same(recipe, model, monkeypatch):
+    """Loss and gradients, with captions of two lengths; captured, but not turned into C++."""
+    compile_block = torch.nn.Module.compile
+    monkeypatch.setattr("torch.nn.Module.compile", lambda m: compile_block(m, backend="aot_eager"))
+    batches = [
+        {
+            "pixel_values": torch.randn(2, 3, 32, 32),
+            "input_ids": torch.randint(3, 200, (2, length)),
+            "labels": torch.randint(3, 200, (2, length)),
+        }
+        for length in (5, 9)
+    ]
+
+    def run():
+        model.zero_grad()
+        losses = [model(**batch).loss for batch in batches]
+        sum(losses).backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return torch.stack(losses).detach(), grads
+
+    prepare_model(model.train(), recipe())
+    keys = list(model.state_dict())
+    losses, grads = run()
+    prepare_model(model, recipe(compile=True))
+    assert all(block._compiled_call_impl is not None for block in blocks_of(model))
+    compiled_losses, compiled_grads = run()
+    torch.testing.assert_close(compiled_losses, losses)
+    torch.testing.assert_close(compiled_grads, grads, rtol=1e-4, atol=1e-6)
+    assert list(model.state_dict()) == keys

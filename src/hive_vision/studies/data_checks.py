@@ -1,38 +1,20 @@
 """The data of a recipe before it is trained on: what cannot be used, and what a model is given."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from hive_vision.data.collators import CaptionCollator, InstructionCollator
 from hive_vision.data.quarantine import write_quarantine
-from hive_vision.data.sampler import LengthBucketedSampler
-from hive_vision.data.sources import CaptionSource
 from hive_vision.data.verification import Inspection, caption_lengths, inspect_source, summarise
 from hive_vision.folders import write_json
-from hive_vision.models.processing import HiveProcessor
-from hive_vision.models.self_attention_baseline import image_token_id
-from hive_vision.naming import unknown_name
-from hive_vision.studies.plan import build_on_meta
-from hive_vision.training.arguments import FinetuneArguments, PretrainArguments, StageArguments
-from hive_vision.training.finetune import vlm_inputs
-from hive_vision.training.hardware import split_batch
-from hive_vision.training.miniature import ensure_miniature, ensure_vlm_data
-from hive_vision.training.run_data import (
-    RunData,
-    load_instruction_data,
-    load_run_data,
-    open_parts,
-)
-
-logger = logging.getLogger(__name__)
+from hive_vision.studies.feed import caption_processor, open_feed
+from hive_vision.training.arguments import FinetuneArguments, PretrainArguments
+from hive_vision.training.miniature import ensure_miniature
+from hive_vision.training.run_data import open_parts
 
 NOT_CUT = 2**20  # tokens; no caption is as long
 LEARNED, READ, PADDING = "learned", "read", "padding"
@@ -55,7 +37,7 @@ def verify_data(arguments: PretrainArguments, quarantine: Path, workers: int) ->
     if arguments.miniature is not None:
         ensure_miniature(arguments.miniature)
     parts = open_parts(arguments.data)
-    processor = _processor(arguments, NOT_CUT)
+    processor = caption_processor(arguments, NOT_CUT)
     summary: dict[str, Any] = {"fingerprint": parts.fingerprint, "quarantine": str(quarantine)}
     found: dict[str, Inspection] = {}
     for purpose, sources in (("train", parts.train), ("held_out", parts.held_out)):
@@ -110,17 +92,6 @@ class ShownBatch:
     samples: list[ShownSample]
 
 
-@dataclass(frozen=True)
-class _Feed:
-    """What a stage's trainer is fed with."""
-
-    stage: StageArguments
-    data: RunData[Any]
-    collator: CaptionCollator | InstructionCollator
-    tokenizer: Any
-    name: Callable[[int], str]
-
-
 def first_batches(
     arguments: PretrainArguments | FinetuneArguments, count: int, stage: str | None = None
 ) -> Iterator[ShownBatch]:
@@ -134,24 +105,10 @@ def first_batches(
     Raises:
         ValueError: If data, models or recipe do not fit together.
     """
-    if stage is not None and stage not in arguments.stages:
-        raise ValueError(unknown_name("stage", stage, arguments.stages))
-    if isinstance(arguments, FinetuneArguments):
-        feed = _conversations(arguments, stage)
-    else:
-        feed = _captions(arguments, stage)
-    micro, _ = split_batch(feed.stage.batch_size, arguments.micro_batch_size, 1)
-    train = feed.data.train
-    sampler = LengthBucketedSampler(
-        train.lengths,
-        batch_size=feed.stage.batch_size,
-        num_batches=-(-count // feed.stage.batch_size),
-        seed=arguments.seed,
-        parts=train.parts,
-    )
-    rows = iter(sampler)
+    feed = open_feed(arguments, stage)
+    rows = feed.micro_batches()
     while count > 0:
-        samples = [train[row] for row in islice(rows, micro)]
+        samples = [feed.data.train[row] for row in next(rows)]
         batch = feed.collator(samples)
         shown = [
             ShownSample(
@@ -165,67 +122,6 @@ def first_batches(
         ]
         yield ShownBatch(tuple(batch["pixel_values"].shape), shown)
         count -= len(shown)
-
-
-def _captions(arguments: PretrainArguments, stage: str | None) -> _Feed:
-    if arguments.miniature is not None:
-        ensure_miniature(arguments.miniature)
-    processor = _processor(arguments, arguments.data.max_text_tokens)
-    data = load_run_data(arguments.data, processor)
-    sources = open_parts(arguments.data).train
-    collator = CaptionCollator(
-        processor.image_processor,
-        processor.tokenizer.pad_token_id,
-        _image_tokens(arguments, processor),
-    )
-    chosen = stage or _first_stage(arguments.stages, data.samples)
-    name = partial(_image_name, sources)
-    return _Feed(arguments.stages[chosen], data, collator, processor.tokenizer, name)
-
-
-def _conversations(arguments: FinetuneArguments, stage: str | None) -> _Feed:
-    if arguments.miniature is not None:
-        ensure_vlm_data(arguments.miniature)
-    inputs = vlm_inputs(arguments.model)
-    chosen = stage or _first_stage(arguments.stages, samples=1)
-    data = load_instruction_data(getattr(arguments.data, chosen), inputs.form, inputs.image_tokens)
-    processor = inputs.processor
-    collator = InstructionCollator(
-        processor.image_processor,
-        processor.tokenizer.pad_token_id,
-        inputs.form.image_token_id,
-        inputs.image_tokens,
-    )
-    return _Feed(arguments.stages[chosen], data, collator, processor.tokenizer, data.train.name_of)
-
-
-def _first_stage(stages: Mapping[str, StageArguments], samples: int) -> str:
-    """The first stage that has steps to do."""
-    return next((name for name in stages if stages[name].steps(samples) > 0), min(stages))
-
-
-def _processor(arguments: PretrainArguments, max_text_tokens: int) -> HiveProcessor:
-    model = arguments.model
-    return HiveProcessor.from_backbones(
-        model.vision, model.language, max_text_tokens=max_text_tokens
-    )
-
-
-def _image_tokens(arguments: PretrainArguments, processor: HiveProcessor) -> tuple[int, ...]:
-    """The placeholder tokens of method sa; no weights are loaded to count them."""
-    if arguments.method != "sa":
-        return ()
-    *_, count = build_on_meta(arguments)
-    return (image_token_id(processor.tokenizer),) * count
-
-
-def _image_name(sources: list[CaptionSource], number: int) -> str:
-    """Name of a sample's image; samples are numbered through all sources."""
-    for source in sources:
-        if number < len(source.captions):
-            return source.image_name(int(source.image_rows[number]))
-        number -= len(source.captions)
-    raise AssertionError(number)
 
 
 def _tokens(tokenizer: Any, batch: dict[str, Tensor], place: int) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ Shapes: B captions of a micro-batch, T text tokens.
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,27 +101,51 @@ def measure_steps(case: StepCase) -> MeasuredSteps:
     """Measure a case in this process, which is changed by it (see ``measure_apart``)."""
     logging.set_verbosity_error()
     device, arguments = this_device(), case.arguments
-    precision = precision_on(device, arguments.precision)
-    speed = measured_speed(device, precision)
-    before = 0 if device == "cuda" else psutil.Process().memory_info().rss
+    before = used_memory(device)
     torch.manual_seed(0)
     model, images, image_tokens = recipe_model(arguments, device, case.side)
     stage = arguments.stages[case.stage]
     apply_rules(model, stage.rules)
     prepare_model(model.train(), arguments)
     batch = _batch(model, images, image_tokens, case)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=stage.betas, fused=True)
-    autocast = torch.autocast(device, precision, enabled=precision != torch.float32)
+    precision = precision_on(device, arguments.precision)
 
     def loss() -> Tensor:
-        with autocast:
-            result: Tensor = model(**batch, return_logits=False).loss
+        result: Tensor = model(**batch, return_logits=False).loss
         return result
+
+    return time_steps(model, loss, precision, case, before)
+
+
+def time_steps(
+    model: PreTrainedModel,
+    loss: Callable[[], Tensor],
+    precision: torch.dtype,
+    case: StepCase,
+    before: int,
+) -> MeasuredSteps:
+    """Time a loop around a model: autocast, backward, clipping and AdamW, as the trainer has them.
+
+    Args:
+        model: Frozen or not as its stage says.
+        loss: Runs it on a batch.
+        precision: Of the products.
+        case: How many steps.
+        before: ``used_memory`` before there was a model.
+    """
+    device = next(model.parameters()).device.type
+    speed = measured_speed(device, precision)
+    stage = case.arguments.stages[case.stage]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=stage.betas, fused=True)
+
+    def forward() -> Tensor:
+        with torch.autocast(device, precision, enabled=precision != torch.float32):
+            return loss()
 
     def step() -> tuple[float, float, float]:
         times = [_now()]
-        result = loss()
+        result = forward()
         times.append(_now())
         torch.autograd.backward(result)
         times.append(_now())
@@ -136,15 +160,14 @@ def measure_steps(case: StepCase) -> MeasuredSteps:
     with _fullest_moment(device) as memory:
         while len(taken) < case.steps or sum(map(sum, taken)) < case.seconds:
             taken.append(step())
-    peak = max(memory) - before
     flops = None
     if case.counts:
         with FlopCounterMode(display=False) as counter:
-            torch.autograd.backward(loss())
+            torch.autograd.backward(forward())
         flops = float(counter.get_total_flops())
-    forward, backward, rest = (median(times) for times in zip(*taken, strict=True))
-    seconds = median(map(sum, taken))
-    return MeasuredSteps(seconds, forward, backward, rest, len(taken), peak, speed, flops)
+    forward_time, backward, rest = (median(times) for times in zip(*taken, strict=True))
+    seconds, peak = median(map(sum, taken)), max(memory) - before
+    return MeasuredSteps(seconds, forward_time, backward, rest, len(taken), peak, speed, flops)
 
 
 def _batch(
@@ -169,6 +192,11 @@ def _batch(
     return {**repeated, **{name: value.to(device) for name, value in text.items()}}
 
 
+def used_memory(device: str) -> int:
+    """Bytes that this process uses; of a GPU 0, whose tensors alone are counted."""
+    return 0 if device == "cuda" else int(psutil.Process().memory_info().rss)
+
+
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -184,11 +212,11 @@ def _fullest_moment(device: str) -> Iterator[list[int]]:
         yield seen
         seen.append(torch.cuda.max_memory_allocated())
         return
-    process, done = psutil.Process(), threading.Event()
+    done = threading.Event()
 
     def look() -> None:
         while not done.wait(0.005):
-            seen.append(process.memory_info().rss)
+            seen.append(used_memory(device))
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -197,7 +225,7 @@ def _fullest_moment(device: str) -> Iterator[list[int]]:
     finally:
         done.set()
         looker.join()
-        seen.append(process.memory_info().rss)
+        seen.append(used_memory(device))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -83,7 +83,7 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
     tokens = max(2, math.ceil(captions.tokens))
     batch = arguments.batch or recipe.micro_batch_size
     recipes = {method: replace(recipe, method=method) for method in arguments.methods}
-    costs = {method: _costs(recipes[method], stages) for method in recipes}
+    costs = {method: costs_of(recipes[method], stages) for method in recipes}
     cases = {
         (stage, method): StepCase(recipes[method], stage, batch, tokens)
         for stage in stages
@@ -129,9 +129,16 @@ def _stages(recipe: PretrainArguments, arguments: ProfileArguments) -> list[str]
     return [name for name in chosen if not arguments.stages or name in arguments.stages]
 
 
-def _costs(
+def costs_of(
     recipe: PretrainArguments, stages: Sequence[str], side: int | None = None
 ) -> dict[str, StageCost]:
+    """Trace a recipe's stages.
+
+    Args:
+        recipe: The recipe, its method included.
+        stages: Which stages.
+        side: Of the images in pixels; the encoder's own if not given.
+    """
     model, images, image_tokens = recipe_model(recipe, side=side)
     groups, found = parameter_groups(model), {}
     precision = precision_on(this_device(), recipe.precision)
@@ -237,7 +244,7 @@ def _scaling(
         sides |= {max(1, side // vision.patch_size) * vision.patch_size for side in SCALING_SIDES}
     for side in sorted(sides, key=lambda side: side or 0):
         costs = {
-            method: _costs(recipe, [stage], None if side == own else side)[stage].plain
+            method: costs_of(recipe, [stage], None if side == own else side)[stage].plain
             for method, recipe in recipes.items()
             if method in ("sa", "hive")
         }

@@ -1,9 +1,10 @@
 """The report of runs and results: told apart by their files, put together, written down."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hive_vision.folders import write_text
 from hive_vision.reporting.html import to_html
@@ -31,10 +32,17 @@ from hive_vision.reporting.run_sections import (
     unfinished,
 )
 from hive_vision.reporting.run_setup import recipe_section, setup_section
+from hive_vision.training.arguments import Method
 
 PAGE, CARD = "report.html", "model_card.md"
 _MAPS = "maps"  # the folder of a demo that has them
 _ALLOWED = "pretrain, finetune, demo, compare, probe, evaluate or maps"
+_METHODS: dict[Method, str] = {
+    "base": "nothing is trained: the encoder as it came",
+    "sa": "the language model reads image tokens before the caption, as LLaVA does",
+    "cascaded": "the language model cross-attends to the encoder's last layer",
+    "hive": "the language model cross-attends to encoder layers of matching depth",
+}
 
 
 @dataclass
@@ -85,14 +93,10 @@ def make_report(folders: Sequence[Path]) -> Report:
     parts = [_read(folder) for folder in given]
     series = _told_apart(parts)
     found = [result for part in parts for result in part.found]
-    sections = [_summary(parts, series, found)]
+    sections = [_summary(parts, series, found), *(result.section for result in found)]
+    sections += _run_sections(series)
     if series:
-        sections.append(setup_section(series))
-    sections += [result.section for result in found]
-    if series:
-        made = (curves_section(series), loss_section(series), proof_section(series))
-        sections += [section for section in made if section is not None]
-        sections.append(recipe_section(series))
+        sections += [setup_section(series), recipe_section(series)]
     names = in_words([folder.resolve().name for folder in given])
     runs = [run for one in series for run in one.runs]
     lead = f"From {in_words([str(folder) for folder in given])}."
@@ -103,6 +107,22 @@ def make_report(folders: Sequence[Path]) -> Report:
         method = None if runs[0].is_vlm else runs[0].method
         model = TrainedModel("vlm" if runs[0].is_vlm else "encoder", vision, language, method)
     return Report(f"Report: {names}", lead, _unique(sections), model)
+
+
+def _run_sections(series: Sequence[Series]) -> list[Section]:
+    """What runs did; losses of pre-training and of fine-tuning are of other data and tokens."""
+    kinds = {
+        "pre-training": [one for one in series if not one.runs[0].is_vlm],
+        "fine-tuning": [one for one in series if one.runs[0].is_vlm],
+    }
+    sections = []
+    for make in (curves_section, loss_section, proof_section):
+        for kind, own in kinds.items():
+            section = make(own)
+            if section is not None and all(kinds.values()):
+                section = replace(section, title=f"{section.title}: {kind}")
+            sections.append(section)
+    return [section for section in sections if section is not None]
 
 
 def _read(folder: Path) -> _Part:
@@ -124,13 +144,25 @@ def _read(folder: Path) -> _Part:
             "command that wrote them again, or leave the folder out"
         ) from error
     if part is None:
-        inside = is_run(folder.parent)
-        fix = f"did you mean {str(folder.parent)!r}?" if inside else "check the path"
+        runs = _runs_in(folder)
+        if runs:
+            raise ValueError(
+                f"{str(folder)!r} only holds runs ({len(runs)}), and is not the output of one "
+                f"command; give {_fix(folder, runs)}"
+            )
+        fix = f"did you mean {str(folder.parent)!r}?" if is_run(folder.parent) else "check the path"
         raise ValueError(
             f"{str(folder)!r} is neither a run nor results; give output folders of hive-vision "
             f"{_ALLOWED}; {fix}"
         )
     return part
+
+
+def _fix(folder: Path, runs: Sequence[Path]) -> str:
+    above = folder.resolve().parent
+    if folder.resolve().name == "runs" and _study_series(above, []):
+        return f"the study's folder, {os.path.relpath(above)!r}"
+    return f"its runs, as in: hive-vision report {' '.join(map(str, runs[:2]))}"
 
 
 def _known(folder: Path) -> _Part | None:
@@ -166,11 +198,15 @@ def _demo(folder: Path, content: dict[str, Any]) -> _Part:
 
 
 def _unfinished_demo(folder: Path) -> _Part | None:
-    runs = [path for path in sorted(folder.iterdir()) if is_run(path)]
-    if not runs:
+    runs = _runs_in(folder)
+    if not {run.name for run in runs} <= {*get_args(Method)} or not runs:
         return None
     said = f"{folder.name} has runs, but no results: the command that makes them has not ended."
     return _Part(folder, [_one(run) for run in runs], said=[said])
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if is_run(path)]
 
 
 def _unfinished_study(folder: Path) -> _Part | None:
@@ -183,7 +219,8 @@ def _unfinished_study(folder: Path) -> _Part | None:
 
 def _study_series(folder: Path, labels: Sequence[str]) -> list[Series]:
     """The runs of a study, those of a method together, in the order of the labels."""
-    runs = sorted(filter(is_run, (folder / "runs").glob("*-*")), key=_by_seed)
+    runs = [run for run in (folder / "runs").glob("*-*") if is_run(run) and _seed(run).isdecimal()]
+    runs.sort(key=lambda run: (run.name.rpartition("-")[0], int(_seed(run))))
     by_label: dict[str, list[Path]] = {label: [] for label in labels}
     for run in runs:
         by_label.setdefault(run.name.rpartition("-")[0], []).append(run)
@@ -194,9 +231,8 @@ def _study_series(folder: Path, labels: Sequence[str]) -> list[Series]:
     ]
 
 
-def _by_seed(run: Path) -> tuple[str, int, str]:
-    label, _, seed = run.name.rpartition("-")
-    return label, int(seed) if seed.isdecimal() else -1, seed
+def _seed(run: Path) -> str:
+    return run.name.rpartition("-")[2]
 
 
 def _one(folder: Path) -> Series:
@@ -242,6 +278,8 @@ def _summary(parts: Sequence[_Part], series: Sequence[Series], found: Sequence[F
     runs = sum(len(one.runs) for one in series)
     if runs > 1:
         general.insert(0, f"{runs} runs: {in_words([_counted(one) for one in series])}.")
+    methods = {run.method for one in series for run in one.runs}
+    general += [f"{name}: {text}." for name, text in _METHODS.items() if name in methods]
     general += unfinished(series)
     blocks: list[Block] = []
     said = [result for result in found if result.verdicts]
@@ -258,7 +296,11 @@ def _summary(parts: Sequence[_Part], series: Sequence[Series], found: Sequence[F
         )
     blocks.append(Points(general))
     for result in said:
-        blocks.append(Paragraph(f"{result.section.title}; in brackets, 95% intervals:"))
+        text = (
+            f"{result.section.title}. In brackets stands the 95% interval, where the true "
+            "difference probably lies: one is only called better where zero is not in it."
+        )
+        blocks.append(Paragraph(text))
         blocks.append(Points(result.verdicts))
     return Section("Summary", blocks)
 
