@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hive_vision.cli import main
-from tests.reporting.run_folders import demo_folder, study_folder
+from tests.reporting.run_folders import demo_folder, maps_folder, png, pretrain_run, study_folder
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -31,8 +31,11 @@ window.addEventListener("load", () => {
   const images = [...document.images].map((i) => i.complete && i.naturalWidth > 0);
   const outside = [...document.querySelectorAll("h1, h2, h3, p, li, figure, .scroll")]
     .filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.textContent);
+  const hidden = [...document.querySelectorAll(".pairs td")]
+    .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.textContent);
+  const widths = [...document.images].map((i) => i.getBoundingClientRect().width);
   parent.postMessage(JSON.stringify(
-    {scroll: root.scrollWidth, window: innerWidth, images, outside}), "*");
+    {scroll: root.scrollWidth, window: innerWidth, images, outside, hidden, widths}), "*");
 });
 </script></body>"""
 
@@ -73,6 +76,20 @@ def test_nothing_is_wider_than_the_window(page: Path, width: int) -> None:
     assert found["outside"] == []
     assert len(found["images"]) >= 4
     assert all(found["images"])
+
+
+def test_a_telephone_shows_values_beside_long_keys_and_large_figures_at_their_size(
+    tmp_path: Path,
+) -> None:
+    keys = {"miniature": {"foundations": {"language_model_learning_rate": 0.002}}}
+    run = pretrain_run(tmp_path / "hive", data={"train": "a/long/way/to/captions"}, **keys)
+    maps = maps_folder(tmp_path / "maps")
+    (maps / "gradients-0.png").write_bytes(png(1400, 900))
+    main(["report", str(run), str(maps), f"output={tmp_path / 'out'}"])
+    found = measured(tmp_path / "out" / "report.html", 390)
+    assert found["scroll"] <= 390
+    assert found["hidden"] == []
+    assert max(found["widths"]) > 390
 
 
 def test_the_measure_sees_what_is_wrong(page: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from hive_vision.analysis.intervals import Interval
 from hive_vision.evaluation.statistics import (
-    Difference,
     accuracy,
     all_differences,
     best,
@@ -30,7 +30,7 @@ pairs = shapes.map(
 )
 
 
-def close(found: Difference, low: float, high: float) -> None:
+def close(found: Interval, low: float, high: float) -> None:
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.mean == pytest.approx((low + high) / 2)
 
@@ -194,11 +194,6 @@ class TestPairedDifference:
         assert found.mean == 0
         assert found.low == pytest.approx(-found.high)
         assert not found.is_certain
-
-    def test_certain(self) -> None:
-        assert Difference(0.1, 0.01, 0.2).is_certain
-        assert Difference(-0.1, -0.2, -0.01).is_certain
-        assert not Difference(0.1, -0.01, 0.2).is_certain
 
     @pytest.mark.parametrize("other", [(2, 20), (3, 19), (1, 20)])
     def test_results_that_are_no_pair(self, other: tuple[int, int]) -> None:

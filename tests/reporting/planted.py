@@ -48,7 +48,7 @@ def numbers(last_distance: float, mass: float, seed: int = 0) -> AttentionNumber
     others = np.full(ATTENDING, 0.2)
     looks = [Pointing(m, others, np.array([0.0, 1.0]), 0.2, 0.25) for m in masses]
     looks[0] = Pointing(masses[0], others * np.nan, np.array([0.0, 1.0]), 0.2, 0.25)
-    return AttentionNumbers(distance + 0.5, distance, distance, looks)
+    return AttentionNumbers(distance + 0.5, distance, distance, looks, (2, 4))
 
 
 def findings(**changed: Any) -> Findings:

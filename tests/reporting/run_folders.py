@@ -97,6 +97,15 @@ def pretrain_run(
     return folder
 
 
+def record_gradients(folder: Path, norms: list[float | None], *steps: int) -> Path:
+    """Add to a run's log what ``gradients_every`` writes in its second stage."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            line = {"stage": "stage2", "step": step, "encoder_gradients": norms}
+            file.write(json.dumps(line) + "\n")
+    return folder
+
+
 def finetune_run(folder: Path, finished: bool = True) -> Path:
     stages = {s: {"rules": {"projectors": 0.002}, "max_steps": 20, "batch_size": 8} for s in STAGES}
     model = {"vision": "runs/hive/encoder", "language": "some/llm", "chat_template": "llava"}

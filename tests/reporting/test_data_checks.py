@@ -14,6 +14,8 @@ from hive_vision.reporting.data_checks import (
     data_table,
     problem_lines,
     share_line,
+    speed_lines,
+    speed_table,
     token_line,
 )
 
@@ -102,3 +104,70 @@ def test_no_token_is_lost(tokens: list[tuple[str, str]]) -> None:
 def test_shares() -> None:
     assert share_line(TOKENS) == ("42 tokens: 3 learned (7%), 37 read (88%), 2 padding (5%)")
     assert share_line([]).startswith("0 tokens")
+
+
+def bench(takes: float | None = 200.0, **other: Any) -> dict[str, Any]:
+    stage = {"name": "stage1", "per_second": takes, "source": "runs/x"}
+    return {
+        "unit": "captions",
+        "key": "data.num_workers",
+        "num_workers": 1,
+        "processors": 4,
+        "rates": {0: 100.0, 1: 80.0, 2: 150.0, 4: 300.0},
+        "shares": {"reading and decoding": 0.5, "resizing": 0.4, "collating": 0.1},
+        "image_side": 480,
+        "resized_to": 384,
+        "stages": [{**stage, "workers": 4, "is_estimate": False, "is_enough": False}],
+        **other,
+    }
+
+
+class TestSpeed:
+    def test_table(self) -> None:
+        file = io.StringIO()
+        Console(file=file, width=100).print(speed_table(bench()))
+        text = file.getvalue()
+        assert re.search(r"\b1 \(recipe\) +80 +0\.40", text)
+        assert re.search(r"\b4 +300 +1\.50", text)
+
+    def test_too_slow(self) -> None:
+        shares, stage, verdict = speed_lines(bench())
+        assert "resizing 40%" in shares
+        assert stage == "stage1 takes 200 captions a second (runs/x): 4 workers are enough"
+        assert verdict == (
+            "The loader is the bottleneck: data.num_workers=1 gives 0.4 times what stage1 takes; "
+            "set data.num_workers=4."
+        )
+
+    def test_large_images(self) -> None:
+        verdict = speed_lines(bench(image_side=481))[-1]
+        assert "hive-vision data build ... resize=384" in verdict
+        assert "481 pixels" in verdict
+        assert "resize" not in speed_lines(bench(image_side=481, resized_to=None))[-1]
+
+    def test_too_few_processors(self) -> None:
+        given = bench()
+        given["stages"][0] |= {"workers": 9, "is_estimate": True}
+        _, stage, verdict = speed_lines(given)
+        assert stage.endswith("about 9 workers are needed")
+        assert verdict.endswith(
+            "set data.num_workers=9 on a machine with as many processors (here: 4)."
+        )
+
+    def test_fast_enough(self) -> None:
+        given = bench(10.0)
+        given["stages"][0] |= {"workers": 1, "is_enough": True}
+        assert speed_lines(given)[1].endswith("1 worker is enough")
+        assert speed_lines(given)[-1] == (
+            "The loader is not the bottleneck: data.num_workers=1 gives 8.0 times what stage1 "
+            "takes."
+        )
+
+    def test_without_workers_it_is_a_share(self) -> None:
+        given = bench(50.0, num_workers=0)
+        assert "data.num_workers=0 takes about 33% of the time of stage1" in speed_lines(given)[-1]
+
+    def test_unknown(self) -> None:
+        _, stage, verdict = speed_lines(bench(None))
+        assert "known after a run" in stage
+        assert "up to 300 captions a second" in verdict

@@ -124,6 +124,14 @@ def test_it_is_made_for_print_and_telephones() -> None:
     assert re.search(r"img \{[^}]*max-width: 100%", page)
 
 
+def test_a_telephone_scrolls_what_it_could_only_shrink() -> None:
+    large, small = (Picture(f"{width}", "alt", png(width, 900)) for width in (1001, 1000))
+    page = to_html(report(Section("x", [Gallery([large, small])])))
+    regions = elements(page).all("div")
+    assert [div["aria-label"] for div in regions if "large" in (div["class"] or "")] == ["1001"]
+    assert re.search(r"max-width: 40rem\) \{ \.large img \{ max-width: none", page)
+
+
 def test_a_wide_figure_has_all_the_room() -> None:
     wide, narrow = (Picture("title", "alt", png(width, 40)) for width in (200, 40))
     found = elements(to_html(report(Section("x", [Gallery([wide, narrow])]))))

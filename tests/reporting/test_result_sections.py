@@ -52,6 +52,8 @@ class TestProbes:
         ]
         assert len(bold(differences)) == 2
         said = "\n".join(found.verdicts)
+        points = differences.grid.rows[1][1].text.partition(" ")[0].removeprefix("+")
+        assert f"hive is better than base by {points} points" in said
         assert "hive on texture; on the other set no method" in said
         assert "digit: no difference can be told between any two" in said
         assert "2 training runs of each method" in said
@@ -68,9 +70,16 @@ class TestProbes:
 
     def test_one_encoder_is_compared_with_nothing(self) -> None:
         found = probe_section(probes(hive=0.9), "Probes", None)
-        assert list(tables(found)) == ["Accuracy of a head on the frozen encoder"]
+        assert list(tables(found)) == ["Accuracy"]
         assert found.verdicts == []
-        assert "Bold" not in tables(found)["Accuracy of a head on the frozen encoder"].note
+        assert "old" not in tables(found)["Accuracy"].note
+
+    def test_what_a_head_is(self) -> None:
+        content = probes(hive=0.9)
+        assert "the head, is trained" in str(probe_section(content, "Probes", 1).section.blocks)
+        for result in content["results"]["hive"].values():
+            result["settings"] = {"probe": "zero_shot", "templates": "clip"}
+        assert "the head, is trained" not in str(probe_section(content, "Probes", 1).section)
 
     def test_layers_and_search_of_a_study(self, tmp_path: Path) -> None:
         found = probe_section(read(study_folder(tmp_path / "study")), "Probes", 2)
@@ -80,6 +89,14 @@ class TestProbes:
         (picture,) = gallery.pictures
         assert picture.png.startswith(b"\x89PNG")
         assert "hive highest in layer 2" in picture.alt
+        content = read(tmp_path / "study")
+        del content["layers"]["texture"]["hive"]
+        (gallery,) = [
+            block
+            for block in probe_section(content, "Probes", 2).section.blocks
+            if isinstance(block, Gallery)
+        ]
+        assert gallery.pictures[0].png != picture.png, "each method has its line"
 
     def test_between_two_encoders(self) -> None:
         kinds = {"linear": [probe_result(0.5).to_json(), probe_result(0.6).to_json()]}
@@ -96,6 +113,9 @@ class TestVlm:
         scores, differences = tables(found).values()
         assert [row[0].text for row in scores.grid.rows] == ["gqa (of 100)", "mme (of 800)"]
         assert scores.grid.rows[0][1].text == "31.0 ±1.4"
+        assert "Means over 2 runs" in scores.note
+        assert "Bold: better than every other one" in scores.note
+        assert "grey" not in scores.note, "there are no baselines"
         assert bold(scores) == ["81.0 ±1.4", "648.0 ±11.3"]
         assert len(bold(differences)) == 2
         assert "2 runs of each model" in found.verdicts[-1]
@@ -109,7 +129,8 @@ class TestVlm:
             found[0] |= {"low": -1.0}
         shown = vlm_section(content, "VLM benchmarks")
         assert bold(tables(shown)["Scores"]) == []
-        assert any("gqa: no difference can be told" in s for s in shown.verdicts)
+        assert "gqa and mme: no difference can be told between base and hive." in shown.verdicts
+        assert "Nothing is bold" in tables(shown)["Scores"].note
         assert "One run of each model" in shown.verdicts[-1]
 
     def test_baselines_are_to_be_beaten(self, tmp_path: Path) -> None:
@@ -123,6 +144,8 @@ class TestVlm:
     def test_one_model(self, tmp_path: Path) -> None:
         found = vlm_section(read(evaluate_folder(tmp_path / "e", hive=(0.8,))), "VLM benchmarks")
         assert list(tables(found)) == ["Scores"]
+        assert "old" not in tables(found)["Scores"].note
+        assert "Means" not in tables(found)["Scores"].note
         assert found.verdicts == []
 
     def test_other_numbers_of_runs_are_not_compared(self, tmp_path: Path) -> None:
@@ -133,9 +156,8 @@ class TestVlm:
 class TestFigures:
     def test_maps_in_their_order(self, tmp_path: Path) -> None:
         folder = maps_folder(tmp_path / "maps")
-        models, gallery, table, points = figures_section(
-            read(folder), folder, "Maps"
-        ).section.blocks
+        section = figures_section(read(folder), folder, "Maps").section
+        models, points, gallery, table = section.blocks
         assert models == Paragraph("Models: sa and hive.")
         assert isinstance(gallery, Gallery)
         assert gallery.pictures[0].png == png()

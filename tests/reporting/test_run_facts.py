@@ -25,6 +25,14 @@ def test_a_fine_tuning_run(tmp_path: Path) -> None:
     assert run.data["stage2"]["conversations"] == 60
 
 
+def test_data_are_in_the_order_of_the_stages_finished_or_not(tmp_path: Path) -> None:
+    """Checkpoints of a later stage are found before the model of an earlier one."""
+    done, late = finetune_run(tmp_path / "done"), finetune_run(tmp_path / "late")
+    (late / "stage2" / "model").rename(late / "stage2" / "checkpoint-20")
+    found, same = (read_run(folder, "vlm").data for folder in (late, done))
+    assert list(found) == list(same) == ["stage1", "stage2"]
+
+
 def test_a_run_says_how_far_it_came(tmp_path: Path) -> None:
     folder = pretrain_run(tmp_path / "hive", finished=False)
     run = read_run(folder, "hive")  # the torn last line of its log does not count

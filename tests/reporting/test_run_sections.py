@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 from hive_vision.reporting.report import Gallery, Section, TitledTable
 from hive_vision.reporting.run_facts import Series, read_run
 from hive_vision.reporting.run_sections import (
@@ -11,7 +14,7 @@ from hive_vision.reporting.run_sections import (
     proof_section,
     unfinished,
 )
-from tests.reporting.run_folders import finetune_run, pretrain_run, write
+from tests.reporting.run_folders import finetune_run, pretrain_run, record_gradients, write
 
 
 def one(folder: Path) -> Series:
@@ -95,6 +98,31 @@ def test_curves(tmp_path: Path) -> None:
     assert section is not None
     (gallery,) = [block for block in section.blocks if isinstance(block, Gallery)]
     assert len(gallery.pictures) == 2
+
+
+def test_gradients_have_figures_and_over_seeds_an_interval(tmp_path: Path) -> None:
+    runs = [pretrain_run(tmp_path / name) for name in "abc"]
+    for run, early in zip(runs, (1.0, 2.0, 4.0), strict=True):
+        record_gradients(run, [early, 0.5, 1.0], 10, 20)
+    alone = curves_section([one(runs[0])])
+    assert alone is not None
+    _, _, text, gallery = alone.blocks
+    assert "How much of the loss's gradient arrives" in str(text)
+    assert isinstance(gallery, Gallery)
+    assert len(gallery.pictures) == 1
+    section = curves_section([Series("hive", [read_run(f, f.name) for f in runs])])
+    found = rows(section, "Gradient in the first third of the layers")
+    half = stats.t.ppf(0.975, 2) * np.log(2) / 3**0.5
+    ends = f"{2 * np.exp(-half):.3g} to {2 * np.exp(half):.3g}"
+    assert found == {"hive": [f"2 ({ends})", "1, 2, 4"]}
+
+
+def test_what_is_lower_is_better_and_what_base_cannot_see(tmp_path: Path) -> None:
+    hive = one(pretrain_run(tmp_path / "hive"))
+    assert "lower is better" in str(loss_section([hive]))
+    assert "The base has no" not in str(loss_section([hive]))
+    base = one(pretrain_run(tmp_path / "base", "base"))
+    assert "The base has no connection to images" in str(loss_section([base, hive]))
 
 
 def test_unfinished_runs_are_named(tmp_path: Path) -> None:

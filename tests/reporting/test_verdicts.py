@@ -83,8 +83,54 @@ def test_chance_is_named_where_much_is_compared() -> None:
     many = read_findings({f"set{n}": [one] for n in range(40)}, scale=100.0)
     sentences = verdicts(["base", "hive"], many)
     assert "40 differences" in sentences[-1]
-    assert "about 2" in sentences[-1]
+    assert "about 2 of so many 95% intervals" in sentences[-1]
+    assert sentences[-1].endswith("by chance; here 40 do.")
     assert not any("by chance" in sentence for sentence in said(one))
+
+
+def test_what_is_counted_for_chance() -> None:
+    """Each pair of methods on each set; that a baseline is beaten is no surprise."""
+    pairs = [difference("hive", "base", 0.05, 0.02), difference("sa", "base", 0.0, 0.02)]
+    beaten = difference("hive", "majority", 0.3, 0.02)
+
+    def last(sets: int) -> str:
+        found = {f"set{n}": [*pairs, beaten] for n in range(sets)}
+        return verdicts(THREE, read_findings(found, scale=100.0))[-1]
+
+    assert last(20).startswith("These are 40 differences. ")
+    assert "about 2 of so many" in last(20)
+    assert last(20).endswith("here 20 do.")
+    assert "about 1 of so many" in last(5)
+    assert "by chance" not in last(4)
+
+
+def test_the_headline_counts_sets() -> None:
+    clear, close = difference("hive", "base", 0.05, 0.02), difference("hive", "base", 0.0, 0.02)
+    sets = {"kind": [clear], "texture": [clear], "shape": [close], "digit": [close]}
+    headline = verdicts(["base", "hive"], read_findings(sets, scale=100.0))[0]
+    assert "hive on kind and texture; on the other 2 sets no method" in headline
+    del sets["digit"]
+    headline = verdicts(["base", "hive"], read_findings(sets, scale=100.0))[0]
+    assert "on the other set no method" in headline
+
+
+def test_who_is_better_than_more_comes_first() -> None:
+    sentence = said(
+        difference("sa", "base", 0.05, 0.02),
+        difference("hive", "base", 0.09, 0.02),
+        difference("hive", "sa", 0.04, 0.02),
+        names=THREE,
+    )[1]
+    assert sentence.startswith("texture: hive is better than base by 9.0")
+    assert "; sa is better than base by 5.0" in sentence
+
+
+def test_sets_of_which_the_same_is_said_share_a_sentence() -> None:
+    close, clear = difference("hive", "base", 0.0, 0.02), difference("hive", "base", 0.05, 0.02)
+    found = read_findings({"kind": [close], "texture": [clear], "digit": [close]}, scale=100.0)
+    _, alike, certain = verdicts(["base", "hive"], found)
+    assert alike == "kind and digit: no difference can be told between base and hive."
+    assert certain.startswith("texture: hive is better")
 
 
 def test_one_model_is_compared_with_nothing() -> None:

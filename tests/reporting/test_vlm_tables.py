@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from hive_vision.evaluation.vlm_benchmarks import TaskResult
-from hive_vision.reporting.vlm_tables import score_grid, score_text, vlm_json, vlm_report
+from hive_vision.reporting.vlm_tables import (
+    methods_of,
+    score_grid,
+    score_text,
+    vlm_json,
+    vlm_report,
+)
 
 
 def result(task: str, share: float, highest: float = 100.0, count: int = 200) -> TaskResult:
@@ -57,9 +63,21 @@ def test_other_numbers_of_runs_are_shown_and_not_compared() -> None:
 
 def test_a_task_that_a_method_lacks() -> None:
     """As the majority answer of a task whose copy nobody knows."""
-    grid = score_grid({"majority": [{"gqa": result("gqa", 0.3)}], "hive": runs(0.7)})
+    lacking = [{"gqa": result("gqa", 0.3)}]
+    grid = score_grid({"majority": lacking, "base": runs(0.4), "hive": runs(0.7)})
     assert cells(grid)["mme (of 800)"][0] == ("-", False)
-    assert cells(grid)["gqa (of 100)"][1][1], "hive is better where there is something to compare"
+    for row in cells(grid).values():
+        assert [bold for _, bold in row] == [False, False, True]
+
+
+def test_baselines_are_never_bold_and_no_rivals() -> None:
+    """The same ones as in the report: see ``leader``."""
+    grid = score_grid({"majority": runs(0.9), "base": runs(0.4), "hive": runs(0.7)})
+    for row in cells(grid).values():
+        assert [bold for _, bold in row] == [False, False, True]
+    alone = score_grid({"blind hive": runs(0.2), "majority": runs(0.3), "hive": runs(0.7)})
+    assert not any(bold for row in cells(alone).values() for _, bold in row)
+    assert methods_of(["majority", "blind hive", "hive", "blind"]) == ["hive", "blind"]
 
 
 def test_baselines_are_compared_with_what_must_beat_them() -> None:

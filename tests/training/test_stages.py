@@ -4,6 +4,7 @@ import torch
 from hive_vision.models.backbones import hash_tensors
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
+from hive_vision.training.hardware import prepare_model
 from hive_vision.training.stages import (
     GROUPS,
     apply_rules,
@@ -168,3 +169,29 @@ def test_proof_finds_a_trained_part_that_stood_still():
     parts = apply_rules(model, FIRST)
     with pytest.raises(RuntimeError, match="should have trained"):
         prove_update(parts, hashes(model), hashes(model))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_no_graph_where_no_gradient_is_needed(stage, checkpointing, recipe):
+    """In stage 1 none below the first cross-attention, in 1 and 2 none of the encoder."""
+    model = make(decoder_layers=[3, 4])
+    apply_rules(model, FIRST if stage == 1 else {**ALL, "vision_model": "frozen"})
+    prepare_model(model.train(), recipe(gradient_checkpointing=checkpointing))
+    has_graph = {}
+
+    def note(name):
+        def hook(module, args, output):
+            states = output[0] if isinstance(output, tuple) else output
+            has_graph.setdefault(name, states.requires_grad)
+
+        return hook
+
+    layers = model.language_model.base_model.layers
+    for number, layer in enumerate(layers, start=1):
+        layer.register_forward_hook(note(number))
+    model.vision_model.encoder.layers[-1].register_forward_hook(note("vision"))
+    ids = torch.randint(3, 90, (2, 6))
+    model(input_ids=ids, pixel_values=torch.randn(2, 3, 32, 32), labels=ids).loss.backward()
+    text = stage == 2
+    assert has_graph == {1: text, 2: text, 3: True, 4: True, "vision": False}

@@ -1,4 +1,4 @@
-"""Means over samples with their confidence interval."""
+"""Means with their confidence interval."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies (95%, Student's t over the samples).
+    """A mean, or a difference of two, and where it lies.
 
     Attributes:
-        mean: Of the samples that are not NaN; NaN if there are none.
-        low: Lower end; NaN for fewer than two samples.
+        mean: The mean; NaN if there are no samples.
+        low: Lower end of the interval; NaN for fewer than two samples.
         high: Upper end.
     """
 
@@ -30,12 +30,30 @@ class Interval:
 
 
 def mean_interval(values: NDArray[np.floating]) -> Interval:
-    """Average samples, (n,)."""
+    """Average samples, (n,), those that are not NaN.
+
+    Samples that are all equal have an interval of no width: a ratio to itself is 1 for certain.
+    """
     known = values[~np.isnan(values)].astype(np.float64)
     if len(known) < 2:
         return Interval(float(known.mean()) if len(known) else np.nan, np.nan, np.nan)
-    mean, error = float(known.mean()), float(known.std(ddof=1) / len(known) ** 0.5)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * error
+    return student_interval(
+        float(known.mean()), float(known.var(ddof=1)) / len(known), len(known) - 1
+    )
+
+
+def student_interval(
+    mean: float, variance: float, freedom: float, confidence: float = CONFIDENCE
+) -> Interval:
+    """Give Student's interval.
+
+    Args:
+        mean: The mean.
+        variance: Of the mean.
+        freedom: Degrees of it.
+        confidence: Of the interval.
+    """
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * variance**0.5
     return Interval(mean, mean - half, mean + half)
 
 

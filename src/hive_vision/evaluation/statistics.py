@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-CONFIDENCE = 0.95
+from hive_vision.analysis.intervals import CONFIDENCE, Interval, student_interval
 
 # Which images were classified correctly, or shares of a score from 0 to 1.
 Scores: TypeAlias = NDArray[np.bool_] | NDArray[np.float64]
@@ -43,26 +43,6 @@ class Accuracy:
         return float(np.hypot(self.image_error, self.deviation or 0.0))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of two accuracies with its confidence interval.
-
-    Attributes:
-        mean: First minus second.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
-
-
 def accuracy(correct: Scores) -> Accuracy:
     """Summarise which test images were classified correctly.
 
@@ -80,8 +60,8 @@ def accuracy(correct: Scores) -> Accuracy:
     )
 
 
-def paired_difference(first: Scores, second: Scores, confidence: float = CONFIDENCE) -> Difference:
-    """Compare two methods on the same seeds and the same test images.
+def paired_difference(first: Scores, second: Scores, confidence: float = CONFIDENCE) -> Interval:
+    """Subtract a method from another on the same seeds and the same test images.
 
     Both are samples, of the runs and of the images that one could have had. The variance of the
     mean difference is the sum of what comes from either (crossed random effects; the interaction
@@ -112,8 +92,7 @@ def paired_difference(first: Scores, second: Scores, confidence: float = CONFIDE
     if variance == 0 or images == 1:
         return _unanimous(difference.mean(axis=0), confidence)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * variance**0.5)
-    return Difference(mean, mean - half, mean + half)
+    return student_interval(mean, variance, freedom, confidence)
 
 
 def best(results: Mapping[str, Scores]) -> str | None:
@@ -126,7 +105,7 @@ def best(results: Mapping[str, Scores]) -> str | None:
 
 def all_differences(
     results: Mapping[str, Scores],
-) -> dict[tuple[str, str], Difference]:
+) -> dict[tuple[str, str], Interval]:
     """Compare every method with every one before it."""
     return {
         (later, earlier): paired_difference(results[later], results[earlier])
@@ -134,7 +113,7 @@ def all_differences(
     }
 
 
-def _unanimous(by_image: NDArray[np.floating], confidence: float) -> Difference:
+def _unanimous(by_image: NDArray[np.floating], confidence: float) -> Interval:
     """Give an interval where nothing varies: with one more image for each method."""
     count = len(by_image) + 2
     gains = float(by_image.clip(min=0).sum() + 1) / count
@@ -143,7 +122,7 @@ def _unanimous(by_image: NDArray[np.floating], confidence: float) -> Difference:
     error = ((gains + losses - centre**2) / count) ** 0.5
     half = float(stats.norm.ppf((1 + confidence) / 2)) * error
     mean = float(by_image.mean())
-    return Difference(mean, max(-1.0, centre - half), min(1.0, centre + half))
+    return Interval(mean, max(-1.0, centre - half), min(1.0, centre + half))
 
 
 def _image_error(by_image: NDArray[np.floating]) -> float:

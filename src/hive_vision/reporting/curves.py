@@ -1,23 +1,36 @@
-"""Learning curves: the loss that was logged, and the held-out losses at the end of a stage."""
+"""Learning curves: losses as they were logged, and the gradient at every encoder layer.
+
+Shapes: K records, L encoder layers.
+"""
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeAlias, get_args
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
+from numpy.typing import NDArray
 
 from hive_vision.reporting.figures import colour_of, marker_of
 from hive_vision.reporting.report import Picture, in_words
-from hive_vision.reporting.run_facts import Series, Stage
+from hive_vision.reporting.run_facts import Run, Series, Stage
 from hive_vision.training.arguments import Method
 
 # From this ratio of largest to smallest loss on, a linear axis would show only the fall.
 _WIDE = 4.0
 _MANY = 3  # runs in a series, from which on their lines are thin
+_LEAST_SPAN = 2.0  # times more and times less gradient, which the colours span at least
+_RECORD = "encoder_gradients"  # what training calls it in metrics.jsonl
+_MAP = "viridis"  # perceptually uniform, and readable in grey
+_NARROWEST = 0.12  # share of a figure's width that the panel of a short stage has
+
+# Stage -> steps (K,) and, for each, the gradient's norm at each layer over the last layer's (K, L).
+Gradients: TypeAlias = dict[str, tuple[NDArray[np.int_], NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,88 @@ def loss_figure(curves: dict[str, list[Curve]], names: Sequence[str]) -> Figure:
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(handles=handles, frameon=False, fontsize="small")
+    return figure
+
+
+def read_gradients(runs: Sequence[Run]) -> Gradients:
+    """Take what ``gradients_every`` recorded out of logs; stages with a frozen encoder have none.
+
+    Args:
+        runs: Of one method; of several the geometric mean, at the steps that all of them recorded.
+    """
+    found: Gradients = {}
+    for stage in dict.fromkeys(stage.name for run in runs for stage in run.stages):
+        every = [
+            {int(line["step"]): line[_RECORD] for line in own.log if _RECORD in line}
+            for run in runs
+            for own in run.stages
+            if own.name == stage
+        ]
+        logs = [log for log in every if log]
+        if steps := sorted(set.intersection(*map(set, logs))) if logs else []:
+            ratios = [[_over_last(log[step]) for step in steps] for log in logs]
+            found[stage] = np.array(steps), np.exp(np.log(ratios).mean(axis=0))
+    return found
+
+
+def _over_last(norms: Sequence[float | None]) -> NDArray[np.float64]:
+    """Divide by the norm at the last layer that has one; NaN where there is none."""
+    known = np.array([norm or np.nan for norm in norms], dtype=np.float64)
+    reached = np.flatnonzero(~np.isnan(known))
+    return known / known[reached[-1]] if len(reached) else known
+
+
+def early_gradient(gradients: Gradients) -> float:
+    """Average the first third of the layers over all records, geometrically; NaN without any."""
+    logs = [np.log(ratios[:, : max(1, ratios.shape[1] // 3)]) for _, ratios in gradients.values()]
+    values = np.concatenate([log.ravel() for log in logs]) if logs else np.array([])
+    values = values[~np.isnan(values)]
+    return float(np.exp(values.mean())) if len(values) else float("nan")
+
+
+def gradient_pictures(series: Sequence[Series]) -> Iterator[Picture]:
+    """Draw the gradients that were recorded, a figure for each series, all in the same colours."""
+    recorded = {one.name: read_gradients(one.runs) for one in series}
+    values = [ratios.ravel() for own in recorded.values() for _, ratios in own.values()]
+    known = np.concatenate([np.array([1.0]), *values])
+    low = min(float(np.nanmin(known)), 1 / _LEAST_SPAN)
+    high = max(float(np.nanmax(known)), _LEAST_SPAN)
+    for name, own in recorded.items():
+        if own:
+            png = to_png(gradient_figure(own, low, high))
+            times = f"{early_gradient(own):.3g} times the gradient of the last"
+            alt = (
+                f"Heat map of the gradient at each encoder layer against the step in {name}, "
+                f"{in_words(list(own))}: on average the first third of the layers gets {times}."
+            )
+            yield Picture(f"Gradient at each encoder layer: {name}", alt, png)
+
+
+def gradient_figure(gradients: Gradients, low: float, high: float) -> Figure:
+    """Draw layer against step, a panel for each stage in which the encoder trained.
+
+    Args:
+        gradients: Of a series.
+        low: Where the colours begin.
+        high: Where they end.
+    """
+    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    lengths = np.array([float(steps[-1]) for steps, _ in gradients.values()])
+    shares = np.maximum(lengths / lengths.sum(), _NARROWEST)
+    panels = figure.subplots(1, len(gradients), sharey=True, squeeze=False, width_ratios=shares)[0]
+    for axes, (stage, (steps, ratios)) in zip(panels, gradients.items(), strict=True):
+        layers = np.arange(ratios.shape[1] + 1) + 0.5
+        mesh = axes.pcolormesh(
+            np.array([0, *steps]), layers, ratios.T, cmap=_MAP, norm=LogNorm(low, high)
+        )
+        axes.set_title(stage, fontsize="small")
+        axes.set_xlabel("step")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator("auto", integer=True))
+    panels[0].set_ylabel("encoder layer")
+    bar = figure.colorbar(mesh, ax=list(panels), ticks=LogLocator(subs=(1, 2, 5)), format="{x:g}")
+    bar.minorticks_off()
+    bar.set_label("gradient, times the last layer's")
     return figure
 
 

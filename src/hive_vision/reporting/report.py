@@ -8,6 +8,7 @@ from typing import ClassVar, TypeAlias
 from hive_vision.reporting.tables import Grid
 
 _WIDE = 2  # times as wide as high
+_LARGE = 1000  # pixels, from which on letters are too small to read on a telephone
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,17 @@ class Picture:
     @property
     def is_wide(self) -> bool:
         """Whether it needs all the room there is, as a row of maps does."""
-        width, height = (int.from_bytes(self.png[start : start + 4]) for start in (16, 20))
+        width, height = self._size
         return width > _WIDE * height
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a telephone scrolls it and does not shrink it."""
+        return self._size[0] > _LARGE
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return int.from_bytes(self.png[16:20]), int.from_bytes(self.png[20:24])
 
 
 @dataclass(frozen=True)

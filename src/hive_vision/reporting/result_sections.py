@@ -8,7 +8,7 @@ from typing import Any
 
 from hive_vision.evaluation.probe import ProbeResult
 from hive_vision.evaluation.statistics import Accuracy
-from hive_vision.evaluation.vlm_baselines import MAJORITY, blind
+from hive_vision.evaluation.vlm_baselines import MAJORITY
 from hive_vision.reporting.curves import to_png
 from hive_vision.reporting.figures import interpolation_figure, layer_figure
 from hive_vision.reporting.probe_tables import (
@@ -31,8 +31,11 @@ from hive_vision.reporting.report import (
 )
 from hive_vision.reporting.tables import MISSING, Cell, Grid, side_by_side
 from hive_vision.reporting.verdicts import Findings, leader, read_findings, verdicts
+from hive_vision.reporting.vlm_tables import difference_grid as vlm_difference_grid
+from hive_vision.reporting.vlm_tables import methods_of
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_WHOLE_MODEL = ("zero_shot", "retrieval")  # need no head of their own
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,18 @@ def probe_section(content: Mapping[str, Any], title: str, training_seeds: int | 
             for method, by_set in content["results"].items()
         }
         note, _ = probe_report(results)
-        title_of_table = "Accuracy of a head on the frozen encoder"
+        grid = accuracy_grid(results)
+        first = next(iter(next(iter(results.values())).values()))
+        if first.settings["probe"] not in _WHOLE_MODEL:
+            text = (
+                "A small classifier, the head, is trained on what the frozen encoder makes of "
+                "images. How often it is right on test images says how much of a thing the encoder "
+                "shows."
+            )
+            blocks.append(Paragraph(text))
         if len(results) > 1:
-            note += " Bold: better than every other one, as far as 95% intervals tell."
-        blocks.append(TitledTable(title_of_table, accuracy_grid(results), note))
+            note += _what_is_bold(grid)
+        blocks.append(TitledTable("Accuracy", grid, note))
         if len(results) > 1:
             blocks.append(_differences(difference_grid(results)))
             said = verdicts(list(results), read_findings(content["differences"], scale=100.0))
@@ -92,28 +103,25 @@ def vlm_section(content: Mapping[str, Any], title: str) -> Found:
         title: Of the section.
     """
     results: Mapping[str, Sequence[Mapping[str, Any]]] = content["results"]
-    baselines = {MAJORITY, *(blind(name) for name in results)}
-    methods = [name for name in results if name not in baselines]
+    methods = methods_of(results)
     findings = read_findings(content["differences"], scale=1.0)
     runs = max(len(results[method]) for method in methods)
     note = "Scores of lmms-eval; MME is the sum of perception and cognition."
     if runs > 1:
         note += f" Means over {runs} runs, ± their standard deviation."
-    if any(name in baselines for name in results):
+    if len(methods) < len(results):
         note += (
             f" {MAJORITY}: the one answer to everything that scores best; blind: the same model "
             "with grey images. The score of a model that does not beat "
             "them does not show that it uses the images."
         )
+    grid = _score_grid(results, methods, findings)
     if len(methods) > 1:
-        note += " Bold: better than every other one, as far as 95% intervals tell."
-    blocks: list[Block] = [TitledTable("Scores", _score_grid(results, findings), note)]
+        note += _what_is_bold(grid)
+    blocks: list[Block] = [TitledTable("Scores", grid, note)]
     said: list[str] = []
     if any(findings.values()):
-        note = (
-            "First minus second in points, 95% interval in brackets; bold where it leaves out zero."
-        )
-        blocks.append(_differences(_difference_grid(content)))
+        blocks.append(_differences(vlm_difference_grid(content["differences"])))
         said = [*verdicts(methods, findings), _how_sure_of_scores(runs)]
     return Found(Section(title, blocks), said)
 
@@ -132,13 +140,13 @@ def figures_section(content: Mapping[str, Any], folder: Path, title: str) -> Fou
     blocks: list[Block] = []
     if content.get("models"):
         blocks.append(Paragraph(f"Models: {in_words(list(content['models']))}."))
+    if content.get("sentences"):
+        blocks.append(Points(content["sentences"]))
     blocks += [Gallery([_picture(figure, folder)]) for figure in content.get("figures", [])]
     for table in content.get("tables", []):
         rows = [[Cell(cell["text"], cell.get("bold", False)) for cell in r] for r in table["rows"]]
         grid = Grid(table["headings"], rows)
         blocks.append(TitledTable(table["title"], grid, table.get("note", "")))
-    if content.get("sentences"):
-        blocks.append(Points(content["sentences"]))
     return Found(Section(title, blocks))
 
 
@@ -237,7 +245,15 @@ def _differences(grid: Grid) -> TitledTable:
     return TitledTable("Differences", side_by_side(grid), note)
 
 
-def _score_grid(results: Mapping[str, Sequence[Mapping[str, Any]]], findings: Findings) -> Grid:
+def _what_is_bold(grid: Grid) -> str:
+    if any(cell.bold for row in grid.rows for cell in row):
+        return " Bold: better than every other one, as far as 95% intervals tell."
+    return " Nothing is bold: none is better than every other one, as far as 95% intervals tell."
+
+
+def _score_grid(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], methods: Sequence[str], findings: Findings
+) -> Grid:
     tasks = {
         task: result["highest"]
         for runs in results.values()
@@ -245,8 +261,7 @@ def _score_grid(results: Mapping[str, Sequence[Mapping[str, Any]]], findings: Fi
     }
     rows = []
     for task, highest in tasks.items():
-        found = findings.get(task, ())
-        best = leader([name for name in results if _is_method(name, results)], found)
+        best = leader(methods, findings.get(task, ()))
         cells = [Cell(f"{task} (of {highest:g})")]
         for name, runs in results.items():
             scores = [run[task]["score"] for run in runs if task in run]
@@ -255,22 +270,8 @@ def _score_grid(results: Mapping[str, Sequence[Mapping[str, Any]]], findings: Fi
     return Grid(["score", *results], rows)
 
 
-def _is_method(name: str, names: Mapping[str, Any]) -> bool:
-    return name not in {MAJORITY, *(blind(other) for other in names)}
-
-
 def _score(scores: Sequence[float]) -> str:
     if not scores:
         return MISSING
     mean = f"{fmean(scores):.1f}"
     return mean if len(scores) == 1 else f"{mean} ±{stdev(scores):.1f}"
-
-
-def _difference_grid(content: Mapping[str, Any]) -> Grid:
-    rows = []
-    for task, found in content["differences"].items():
-        for d in found:
-            text = f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
-            is_certain = d["low"] > 0 or d["high"] < 0
-            rows.append([Cell(task), Cell(f"{d['first']} - {d['second']}"), Cell(text, is_certain)])
-    return Grid(["points", "", "with 95% interval"], rows)

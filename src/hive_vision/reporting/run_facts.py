@@ -197,4 +197,4 @@ def _read_data(folder: Path) -> dict[str, dict[str, Any]]:
         content = read_facts(manifest) or {}
         if isinstance(content.get("data"), dict):
             found[str(content.get("stage", ""))] = content["data"]
-    return found
+    return dict(sorted(found.items()))  # finished or not, in the order of the stages

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from hive_vision.reporting.curves import loss_pictures
+import numpy as np
+
+from hive_vision.analysis.intervals import mean_interval
+from hive_vision.reporting.curves import (
+    early_gradient,
+    gradient_pictures,
+    loss_pictures,
+    read_gradients,
+)
 from hive_vision.reporting.report import (
     Block,
     Gallery,
@@ -20,17 +28,48 @@ _SHUFFLED = "held_out_loss_shuffled_images"
 
 def curves_section(series: Sequence[Series]) -> Section | None:
     """Draw the learning curves; ``None`` where nothing was logged."""
-    pictures = list(loss_pictures(series))
-    if not pictures:
+    pictures, gradients = list(loss_pictures(series)), list(gradient_pictures(series))
+    if not pictures and not gradients:
         return None
     text = (
-        "Lines: the training loss as it was logged. Filled marks: the held-out loss. Hollow marks: "
-        "the held-out loss where each caption has another one's image; where the model reads its "
-        "image, this one is higher."
+        "Lines: the training loss as it was logged; lower is better. Filled marks: the held-out "
+        "loss. Hollow marks: the held-out loss where each caption has another one's image; where "
+        "the model reads its image, this one is higher."
     )
     if any(len(one.runs) > 1 for one in series):
         text += " A line for each run; the runs of a method have one colour."
-    return Section("Learning curves", [Paragraph(text), Gallery(pictures)])
+    blocks: list[Block] = [Paragraph(text), Gallery(pictures)] if pictures else []
+    if gradients:
+        text = (
+            "How much of the loss's gradient arrives at each encoder layer while the encoder "
+            "trains, as times what arrives at the last one: brighter is more. A panel for each "
+            "stage; where the encoder is frozen there is nothing to see. All figures have the same "
+            "colours."
+        )
+        blocks += [Paragraph(text), Gallery(gradients)]
+    table = _gradient_table(series)
+    return Section("Learning curves", [*blocks, table] if table else blocks)
+
+
+def _gradient_table(series: Sequence[Series]) -> TitledTable | None:
+    """Say over several seeds how much gradient the first third of the layers gets."""
+    rows = []
+    for one in series:
+        found = [early_gradient(read_gradients([run])) for run in one.runs]
+        known = [value for value in found if not np.isnan(value)]
+        if len(known) > 1:
+            log = mean_interval(np.log(known))
+            ends = f"{np.exp(log.low):.3g} to {np.exp(log.high):.3g}"
+            runs = ", ".join(f"{value:.3g}" for value in known)
+            rows.append([Cell(one.name), Cell(f"{np.exp(log.mean):.3g} ({ends})"), Cell(runs)])
+    if not rows:
+        return None
+    note = (
+        "Times the last layer's, while the encoder trained. Geometric mean over the seeds; in "
+        "brackets its 95% interval, which counts how much one training differs from another."
+    )
+    grid = Grid(["", "mean over seeds", "each run"], rows)
+    return TitledTable("Gradient in the first third of the layers", grid, note)
 
 
 def proof_section(series: Sequence[Series]) -> Section | None:
@@ -64,10 +103,13 @@ def loss_section(series: Sequence[Series]) -> Section | None:
         headings = ["", "held-out loss", "with images shuffled", "trained parameters"]
         grid = Grid([*headings, "seconds per step", "peak memory"], rows)
         note = (
-            "Held-out loss: nats per token after the last stage. Seconds per step: of each stage. "
-            "Both losses have no interval here, so no method is called better by them; times and "
-            "memory are of the machine above, with whatever else it did."
+            "Held-out loss: nats per token after the last stage; lower is better. Seconds per "
+            "step: of each stage. Both losses have no interval here, so no method is called better "
+            "by them; times and memory are of the machine in “What was run”, with whatever else it "
+            "did."
         )
+        if any(run.method == "base" for one in series for run in one.runs):
+            note += " The base has no connection to images: its loss is the language model's own."
         if any(len(one.runs) > 1 for one in series):
             note = f"Means over the runs, ± their standard deviation. {note}"
         blocks.append(TitledTable("After the last stage", grid, note))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any, TypeAlias
 
-from hive_vision.evaluation.statistics import CONFIDENCE
+from hive_vision.analysis.intervals import CONFIDENCE
 from hive_vision.reporting.report import in_words
 
 MANY = 10  # differences, from which on some leave zero out by chance
@@ -73,9 +73,12 @@ def verdicts(names: Sequence[str], findings: Findings) -> list[str]:
     compared = {test: found for test, found in findings.items() if found}
     if len(names) < 2 and not compared:
         return ["One model: there is no other one to compare it with."]
+    tests: dict[str, list[str]] = {}  # of which the same is said
+    for test, found in findings.items():
+        tests.setdefault(_sentence(found), []).append(test)
     return [
         *([_headline(names, findings)] if len(names) > 1 else []),
-        *(f"{test}: {_sentence(found)}" for test, found in findings.items()),
+        *(f"{in_words(same)}: {sentence}" for sentence, same in tests.items()),
         *_by_chance(names, findings),
     ]
 
@@ -129,12 +132,13 @@ def _points(value: float) -> str:
 
 def _by_chance(names: Sequence[str], findings: Findings) -> list[str]:
     """Say how many differences chance alone would make; baselines are there to be beaten."""
-    pairs = ({f.better, f.worse} for found in findings.values() for f in found)
-    count = sum(pair <= set(names) for pair in pairs)
+    between = [f for own in findings.values() for f in own if {f.better, f.worse} <= set(names)]
+    count, certain = len(between), sum(finding.is_certain for finding in between)
     if count < MANY:
         return []
     expected = max(1, round((1 - CONFIDENCE) * count))
     return [
         f"These are {count} differences. Even if no method differed from another, about {expected} "
-        f"of so many {CONFIDENCE:.0%} intervals would leave zero out by chance."
+        f"of so many {CONFIDENCE:.0%} intervals would leave zero out by chance; here {certain} "
+        f"{'does' if certain == 1 else 'do'}."
     ]

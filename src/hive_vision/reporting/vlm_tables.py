@@ -1,18 +1,28 @@
 """Scores of VLM benchmarks side by side (the paper's Table 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hive_vision.evaluation.statistics import Difference, accuracy, all_differences, best
-from hive_vision.evaluation.vlm_baselines import is_a_question
+from hive_vision.evaluation.statistics import accuracy, all_differences
+from hive_vision.evaluation.vlm_baselines import MAJORITY, blind, is_a_question
 from hive_vision.evaluation.vlm_benchmarks import TaskResult
 from hive_vision.reporting.tables import MISSING, Cell, Grid
+from hive_vision.reporting.verdicts import leader, read_findings
 
 # Method -> its runs, e.g. one for each seed -> task -> result.
 VlmResults: TypeAlias = Mapping[str, Sequence[Mapping[str, TaskResult]]]
+# Task -> first, second, mean, low and high of each difference, in points of the task.
+Differences: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def methods_of(names: Iterable[str]) -> list[str]:
+    """Leave out baselines, which are there to be beaten and never the best."""
+    everyone = list(names)
+    baselines = {MAJORITY, *(blind(name) for name in everyone)}
+    return [name for name in everyone if name not in baselines]
 
 
 def score_grid(results: VlmResults) -> Grid:
@@ -22,11 +32,12 @@ def score_grid(results: VlmResults) -> Grid:
     leaves out zero.
     """
     rows = []
+    findings = read_findings(_differences(results), scale=1.0)
     for task, highest in _tasks(results).items():
         scores = _scores(results, task)
-        leader = best(scores) if _paired(scores) else None
+        best = leader(methods_of(results), findings.get(task, ()))
         cells = [
-            Cell(score_text(scores[method], highest), bold=method == leader)
+            Cell(score_text(scores[method], highest), bold=method == best)
             if method in scores
             else Cell(MISSING)
             for method in results
@@ -35,17 +46,14 @@ def score_grid(results: VlmResults) -> Grid:
     return Grid(["score", *results], rows)
 
 
-def difference_grid(results: VlmResults) -> Grid:
+def difference_grid(differences: Differences) -> Grid:
     """List what each method has more than its baselines and each method before it."""
     rows = []
-    for task, highest in _tasks(results).items():
-        scores = _scores(results, task)
-        if not _paired(scores):
-            continue
-        for (first, second), d in _differences(scores).items():
-            interval = f"[{highest * d.low:+.1f}, {highest * d.high:+.1f}]"
-            text = f"{highest * d.mean:+.1f} {interval}"
-            rows.append([Cell(task), Cell(f"{first} - {second}"), Cell(text, bold=d.is_certain)])
+    for task, found in differences.items():
+        for d in found:
+            text = f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
+            is_certain = d["low"] > 0 or d["high"] < 0
+            rows.append([Cell(task), Cell(f"{d['first']} - {d['second']}"), Cell(text, is_certain)])
     return Grid(["points", "", "with 95% interval"], rows)
 
 
@@ -62,7 +70,7 @@ def vlm_report(results: VlmResults) -> tuple[str, list[Grid]]:
     """Give the tables of a comparison, and what has to be said about them."""
     grids = [score_grid(results)]
     if len(results) > 1:
-        grids.append(difference_grid(results))
+        grids.append(difference_grid(_differences(results)))
     runs = max(len(runs) for runs in results.values())
     over = f"± the standard deviation over {runs} runs; " if runs > 1 else ""
     note = (
@@ -76,24 +84,12 @@ def vlm_report(results: VlmResults) -> tuple[str, list[Grid]]:
 
 def vlm_json(results: VlmResults) -> dict[str, Any]:
     """Give results and differences with every setting, ready for JSON."""
-    differences = {}
-    for task, highest in _tasks(results).items():
-        scores = _scores(results, task)
-        if _paired(scores):
-            differences[task] = [
-                {
-                    "first": first,
-                    "second": second,
-                    **{name: highest * getattr(d, name) for name in ("mean", "low", "high")},
-                }
-                for (first, second), d in _differences(scores).items()
-            ]
     return {
         "results": {
             method: [{task: result.to_json() for task, result in run.items()} for run in runs]
             for method, runs in results.items()
         },
-        "differences": differences,
+        "differences": _differences(results),
     }
 
 
@@ -110,15 +106,19 @@ def _scores(results: VlmResults, task: str) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _differences(
-    scores: Mapping[str, NDArray[np.float64]],
-) -> dict[tuple[str, str], Difference]:
-    return {
-        pair: found
-        for pair, found in all_differences(scores).items()
-        if is_a_question(*pair, methods=scores)
-    }
-
-
-def _paired(scores: Mapping[str, NDArray[np.float64]]) -> bool:
-    return len({values.shape for values in scores.values()}) == 1
+def _differences(results: VlmResults) -> dict[str, list[dict[str, Any]]]:
+    """Compare methods task by task, where all of them have as many runs."""
+    differences = {}
+    for task, highest in _tasks(results).items():
+        scores = _scores(results, task)
+        if len({values.shape for values in scores.values()}) == 1:
+            differences[task] = [
+                {
+                    "first": first,
+                    "second": second,
+                    **{name: highest * getattr(d, name) for name in ("mean", "low", "high")},
+                }
+                for (first, second), d in all_differences(scores).items()
+                if is_a_question(first, second, methods=scores)
+            ]
+    return differences
