@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from hive_vision.analysis.findings import Findings, Picture, Shown
+from hive_vision.analysis.findings import CaptionedImage, MapFindings, Shown
 from hive_vision.analysis.inspection import InspectedModel
 from hive_vision.analysis.maps import attention_maps, gradient_maps
 from hive_vision.models.hive import HiveForConditionalGeneration
@@ -64,14 +64,14 @@ def main() -> None:
     gradients, attention = gradient_maps(model, sample), attention_maps(model, sample)
     computed = time.perf_counter() - started
     shown = Shown(
-        Picture("noise", image, CAPTION),
+        CaptionedImage("noise", image, CAPTION),
         sample.image,
         {method: sample.tokens},
         {method: gradients},
         {method: attention},
     )
     with tempfile.TemporaryDirectory() as folder:
-        found = Findings({method: ""}, [shown], {}, {}, {}, {}, 0, "noise")
+        found = MapFindings({method: ""}, [shown], {}, {}, {}, {}, 0, "noise")
         write_maps(found, Path(folder), MapStyle())
     total = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -6,7 +6,13 @@ import numpy as np
 from PIL import Image
 
 from hive_vision.analysis.attention import Pointing
-from hive_vision.analysis.findings import ALL_STAGES, AttentionNumbers, Findings, Picture, Shown
+from hive_vision.analysis.findings import (
+    ALL_STAGES,
+    AttentionNumbers,
+    CaptionedImage,
+    MapFindings,
+    Shown,
+)
 from hive_vision.analysis.gradient_flow import GradientFlow
 from hive_vision.analysis.maps import AttentionMaps, GradientMaps
 
@@ -51,10 +57,10 @@ def numbers(last_distance: float, mass: float, seed: int = 0) -> AttentionNumber
     return AttentionNumbers(distance + 0.5, distance, distance, looks, (2, 4))
 
 
-def findings(**changed: Any) -> Findings:
+def findings(**changed: Any) -> MapFindings:
     """Of ``hive``, which has 8 times the early gradient of ``sa``, and of ``sa``."""
     names = ("hive", "sa")
-    picture = Picture("000.png", Image.new("RGB", (20, 16), "teal"), "a dog on the sofa")
+    picture = CaptionedImage("000.png", Image.new("RGB", (20, 16), "teal"), "a dog on the sofa")
     shown = Shown(
         picture,
         picture.image,
@@ -78,4 +84,4 @@ def findings(**changed: Any) -> Findings:
         "images": SAMPLES,
         "data": "planted",
     }
-    return Findings(**{**parts, **changed})
+    return MapFindings(**{**parts, **changed})

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hive_vision.analysis.findings import Findings
+from hive_vision.analysis.findings import MapFindings
 from hive_vision.analysis.gradient_flow import GradientFlow
 from hive_vision.reporting.map_tables import claims, flow_grid, pointing_grid, training_note
 from tests.reporting.planted import LAYERS, SAMPLES, findings, flow, numbers
 
 
-def said(found: Findings, *words: str) -> str:
+def said(found: MapFindings, *words: str) -> str:
     (sentence,) = [s for s in claims(found) if all(word in s for word in words)]
     return sentence
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hive_vision.analysis.attention import attention_spread
 from hive_vision.analysis.cka import cka_matrix, layer_means
-from hive_vision.analysis.findings import Findings
+from hive_vision.analysis.findings import MapFindings
 from hive_vision.analysis.gradient_flow import gradient_flow, weight_updates
 from hive_vision.analysis.inspection import InspectedModel
 from hive_vision.analysis.maps import attention_maps, gradient_maps
@@ -59,12 +59,12 @@ def runs(
 
 
 @pytest.fixture(scope="module")
-def found(runs: Runs) -> Findings:
+def found(runs: Runs) -> MapFindings:
     return look_inside(runs, MapsArguments(samples=2, flow_samples=9))
 
 
 def test_held_out_images_of_the_run_are_looked_at(
-    found: Findings, runs: Runs, image_folder: Path
+    found: MapFindings, runs: Runs, image_folder: Path
 ) -> None:
     (held_out,) = open_parts(DataArguments(train=str(image_folder), holdout=0.2)).held_out
     assert (found.images, len(held_out)) == (8, 8)
@@ -75,7 +75,7 @@ def test_held_out_images_of_the_run_are_looked_at(
     assert len(found.shown) == 2
 
 
-def test_maps_and_numbers_are_those_of_the_last_models(found: Findings, runs: Runs) -> None:
+def test_maps_and_numbers_are_those_of_the_last_models(found: MapFindings, runs: Runs) -> None:
     assert list(found.flows) == list(found.numbers) == ["hive", "sa"]
     for name in ("hive", "sa"):
         model = InspectedModel.from_folder(Path(runs[name]) / "stage3" / "model")
@@ -101,7 +101,9 @@ def test_maps_and_numbers_are_those_of_the_last_models(found: Findings, runs: Ru
             np.testing.assert_allclose(getattr(found.numbers[name], quantity)[1], wanted)
 
 
-def test_numbers_are_over_flow_samples_of_the_stage_asked_for(found: Findings, runs: Runs) -> None:
+def test_numbers_are_over_flow_samples_of_the_stage_asked_for(
+    found: MapFindings, runs: Runs
+) -> None:
     arguments = MapsArguments(samples=3, flow_samples=2, stage="stage2")
     early = look_inside({"hive": runs["hive"]}, arguments)
     assert (len(early.shown), early.images) == (3, 2)
@@ -112,7 +114,7 @@ def test_numbers_are_over_flow_samples_of_the_stage_asked_for(found: Findings, r
     assert not np.allclose(wanted, found.flows["hive"].norms[:2], rtol=1e-6)
 
 
-def test_weight_updates_by_stage(found: Findings, runs: Runs) -> None:
+def test_weight_updates_by_stage(found: MapFindings, runs: Runs) -> None:
     assert list(found.updates) == ["hive", "sa"]
     updates = found.updates["hive"]
     assert list(updates) == ["stage2", "stage3", "all"]
@@ -138,7 +140,7 @@ def test_weight_updates_are_from_one_stage_to_the_next(runs: Runs, tmp_path: Pat
 
 
 def test_encoders_are_compared_with_the_base_once(
-    found: Findings, runs: Runs, image_folder: Path
+    found: MapFindings, runs: Runs, image_folder: Path
 ) -> None:
     pairs = {frozenset(pair) for pair in found.cka}
     assert pairs == {frozenset(p) for p in (("hive", "sa"), ("hive", "base"), ("sa", "base"))}
@@ -338,13 +340,13 @@ def test_captions_that_are_cut_are_counted(
     assert "cut" not in caplog.text
 
 
-def test_attention_knows_its_layers(found: Findings) -> None:
+def test_attention_knows_its_layers(found: MapFindings) -> None:
     assert {name: n.layers for name, n in found.numbers.items()} == {
         name: found.shown[0].attention[name].layers for name in ("hive", "sa")
     }
 
 
-def test_trainings_of_encoders(found: Findings, runs: Runs) -> None:
+def test_trainings_of_encoders(found: MapFindings, runs: Runs) -> None:
     rate = _recipe(runs["hive"])["stage3"]["rules"]["vision_model"]
     assert found.encoder_training == dict.fromkeys(("hive", "sa"), f"stage3 2 steps at {rate}")
     short = look_inside({"x": runs["hive"]}, MapsArguments(stage="stage2", flow_samples=0))

@@ -18,7 +18,7 @@ ALL_STAGES = "all"
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedImage:
     """An image with its caption, and its name in the data."""
 
     name: str
@@ -38,7 +38,7 @@ class Shown:
         attention: Model -> its attention maps.
     """
 
-    picture: Picture
+    picture: CaptionedImage
     seen: Image.Image
     tokens: Mapping[str, tuple[str, ...]]
     gradients: Mapping[str, GradientMaps]
@@ -65,7 +65,7 @@ class AttentionNumbers:
 
 
 @dataclass(frozen=True)
-class Findings:
+class MapFindings:
     """Everything that was looked at, of all models.
 
     Attributes:

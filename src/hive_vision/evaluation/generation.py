@@ -9,22 +9,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from hive_vision.analysis.inspection import STAGES, first_model
-from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
+from hive_vision.data.images import StoredImage, read_image
 from hive_vision.models.configuration import HiveConfig
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
-
-
-def read_image(path: str) -> Image.Image:
-    """Read an image file to RGB.
-
-    Raises:
-        ValueError: If it cannot be read; one line that names it.
-    """
-    try:
-        return decode_image(StoredImage(path=path, bytes=None))
-    except UnusableImageError as error:
-        raise ValueError(f"image {path!r} cannot be read: {error}") from error
 
 
 def write_captions(model: str, images: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -51,7 +39,7 @@ def write_captions(model: str, images: Sequence[str], max_new_tokens: int) -> li
     processor = HiveProcessor.from_pretrained(folder)
     captions = []
     for image in images:
-        inputs = processor(images=read_image(image)).to(device)
+        inputs = processor(images=_read(image)).to(device)
         written = captioner.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         captions += processor.batch_decode(written, skip_special_tokens=True)
     return [caption.strip() for caption in captions]
@@ -81,7 +69,11 @@ def write_answer(model: str, image: str, question: str, max_new_tokens: int) -> 
     text = processor.apply_chat_template(
         [{"role": "user", "content": asked}], add_generation_prompt=True
     )
-    inputs = processor(images=read_image(image), text=text, return_tensors="pt").to(device)
+    inputs = processor(
+        images=_read(image),
+        text=text,
+        return_tensors="pt",
+    ).to(device)
     written = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     answer: str = processor.decode(
         written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -97,3 +89,7 @@ def _check_kind(folder: Path, wanted: str, who: str) -> None:
     kind = AutoConfig.from_pretrained(folder).model_type
     if kind != wanted:
         raise ValueError(f"{str(folder)!r} is a {kind} model; {who}")
+
+
+def _read(path: str) -> Image.Image:
+    return read_image(StoredImage(path=path, bytes=None), path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hive_vision.analysis.findings import ALL_STAGES, Findings, Shown
+from hive_vision.analysis.findings import ALL_STAGES, MapFindings, Shown
 from hive_vision.analysis.maps import AttentionMaps, Heads
 from hive_vision.folders import write_json
 from hive_vision.reporting.figures import save_figure
@@ -81,7 +81,7 @@ def check_style(
         raise ValueError(f"{name}: {error}") from error
 
 
-def write_maps(found: Findings, output: Path, style: MapStyle) -> dict[str, Any]:
+def write_maps(found: MapFindings, output: Path, style: MapStyle) -> dict[str, Any]:
     """Write figures (PNG, SVG), their arrays (npz) and ``results.json``.
 
     Args:
@@ -167,7 +167,7 @@ def _draw_sample(folder: _Folder, number: int, shown: Shown, style: MapStyle) ->
     _save_arrays(folder.path / f"maps-{number}.npz", arrays)
 
 
-def _draw_numbers(folder: _Folder, found: Findings) -> None:
+def _draw_numbers(folder: _Folder, found: MapFindings) -> None:
     over = f"{found.images} samples of {found.data}"
     if found.flows:
         updates = {name: stages[ALL_STAGES] for name, stages in found.updates.items()}

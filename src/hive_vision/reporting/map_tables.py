@@ -8,14 +8,14 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from hive_vision.analysis.findings import Findings
+from hive_vision.analysis.findings import MapFindings
 from hive_vision.analysis.intervals import Interval, mean_interval, mean_intervals
 from hive_vision.reporting.tables import Cell, Grid
 
 Titled = tuple[str, Grid, str]
 
 
-def flow_grid(found: Findings) -> Titled | None:
+def flow_grid(found: MapFindings) -> Titled | None:
     """Tabulate each layer's gradient relative to the last layer's."""
     if not found.flows:
         return None
@@ -36,7 +36,7 @@ def flow_grid(found: Findings) -> Titled | None:
     return "Gradient at each encoder layer", Grid(["layer", *columns], rows), note
 
 
-def pointing_grid(found: Findings) -> Titled | None:
+def pointing_grid(found: MapFindings) -> Titled | None:
     """Tabulate how much of the attention of an object's words falls on the object."""
     pointed = {name: n.pointing for name, n in found.numbers.items() if n.pointing}
     if not pointed:
@@ -66,7 +66,7 @@ def pointing_grid(found: Findings) -> Titled | None:
     return "Do words look at what they name?", Grid(headings, rows), note
 
 
-def training_note(found: Findings) -> str:
+def training_note(found: MapFindings) -> str:
     """Say how encoders were trained if not alike: weights move with rate and steps."""
     trainings = found.encoder_training
     if len(set(trainings.values())) < 2:
@@ -75,7 +75,7 @@ def training_note(found: Findings) -> str:
     return f". Weight updates are not of the same training ({said})"
 
 
-def claims(found: Findings) -> list[str]:
+def claims(found: MapFindings) -> list[str]:
     """Say which of the paper's claims the numbers bear out, and how sure that is."""
     said = [_early_gradient(found, first, second) for first, second in combinations(found.flows, 2)]
     for name, flow in found.flows.items():
@@ -116,7 +116,7 @@ def _compared(
     return f"{name}: {what} {verb} {direction} than {other} ({_signed(change)}; {unit})."
 
 
-def _early_gradient(found: Findings, first: str, second: str) -> str:
+def _early_gradient(found: MapFindings, first: str, second: str) -> str:
     """Compare the gradient that reaches the first third of the layers, on the same samples."""
 
     def early(name: str) -> NDArray[np.float64]:

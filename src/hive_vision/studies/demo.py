@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hive_vision.analysis.findings import Findings
+from hive_vision.analysis.findings import MapFindings
 from hive_vision.data.miniature.build import CLASSIFICATION_SETS
 from hive_vision.evaluation.arguments import ProbeArguments
 from hive_vision.evaluation.probe import ProbeResult
@@ -78,7 +78,7 @@ def run_demo(
 
 def look_into_demo(
     output: Path, miniature: MiniatureSettings, methods: Sequence[Method]
-) -> Findings:
+) -> MapFindings:
     """Look into the models of a demo that has run.
 
     Args:

@@ -22,7 +22,13 @@ from hive_vision.analysis.attention import (
     pointing,
 )
 from hive_vision.analysis.cka import FEWEST, cka_matrix, layer_means
-from hive_vision.analysis.findings import ALL_STAGES, AttentionNumbers, Findings, Picture, Shown
+from hive_vision.analysis.findings import (
+    ALL_STAGES,
+    AttentionNumbers,
+    CaptionedImage,
+    MapFindings,
+    Shown,
+)
 from hive_vision.analysis.gradient_flow import gradient_flow, weight_updates
 from hive_vision.analysis.inspection import STAGES, InspectedModel, Sample, find_model
 from hive_vision.analysis.maps import AttentionMaps, GradientMaps, attention_maps, gradient_maps
@@ -42,7 +48,7 @@ logger = logging.getLogger(__name__)
 BASE = "base"
 
 
-def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> Findings:
+def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> MapFindings:
     """Draw and measure one model after another.
 
     What cannot be done is said before anything is measured, which takes minutes.
@@ -94,7 +100,7 @@ def look_inside(models: Mapping[str, str], arguments: MapsArguments) -> Findings
         things = [objects.get(picture.name, []) for picture in measured]
         numbers[name] = _attention_numbers(model, samples, things)
     encoders = _encoders(models) if arguments.cka and len(measured) >= FEWEST else {}
-    return Findings(
+    return MapFindings(
         models=dict(models),
         shown=[
             Shown(*parts) for parts in zip(drawn, seen, tokens, gradients, attention, strict=True)
@@ -153,12 +159,14 @@ def _not_found(folder: str, key: str, path: str, remedy: str) -> ValueError:
     )
 
 
-def _pictures(folder: str, arguments: MapsArguments) -> tuple[list[Picture], str]:
+def _pictures(folder: str, arguments: MapsArguments) -> tuple[list[CaptionedImage], str]:
     """Read the images and captions to look at; and say where they are from."""
     if arguments.image is not None:
         assert arguments.caption is not None
         image = read_image(StoredImage(path=arguments.image, bytes=None), arguments.image)
-        return [Picture(Path(arguments.image).name, image, arguments.caption)], arguments.image
+        return [
+            CaptionedImage(Path(arguments.image).name, image, arguments.caption)
+        ], arguments.image
     source, path = _open(folder, arguments)
     count = min(max(arguments.samples, arguments.flow_samples), len(source))
     pictures = []
@@ -166,7 +174,7 @@ def _pictures(folder: str, arguments: MapsArguments) -> tuple[list[Picture], str
         name = source.image_name(row)
         image = read_image(source.read_image(row), f"{name} of {path}")
         (caption, *_) = source.captions_of(row) or [""]
-        pictures.append(Picture(name, image, caption))
+        pictures.append(CaptionedImage(name, image, caption))
     return pictures, path
 
 
@@ -197,7 +205,9 @@ def _split(source: Source, split: str | None) -> tuple[CaptionSource, str]:
     return choose_split(splits, wanted, source.path), source.path
 
 
-def _warn_of_long_captions(name: str, model: InspectedModel, pictures: Sequence[Picture]) -> None:
+def _warn_of_long_captions(
+    name: str, model: InspectedModel, pictures: Sequence[CaptionedImage]
+) -> None:
     cut = [n for p in pictures if (n := model.tokens_left_out(p.caption))]
     if cut:
         logger.warning(
@@ -275,7 +285,7 @@ def _encoders(models: Mapping[str, str]) -> dict[str, str]:
 
 
 def _compare_encoders(
-    encoders: Mapping[str, str], pictures: Sequence[Picture]
+    encoders: Mapping[str, str], pictures: Sequence[CaptionedImage]
 ) -> dict[tuple[str, str], NDArray[np.float64]]:
     images = [picture.image for picture in pictures]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
