@@ -25,12 +25,13 @@ def overrides(backbone_folders: dict[str, Path], image_folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ["build", "verify", "show"]),
+        ([], ["build", "verify", "show", "bench"]),
         (["--help"], ["build", "verify", "show"]),
         (["build"], ["SOURCE", "OUTPUT", "--resize", "--to", "tar", "parquet", "--caption_column"]),
         (["build", "--help"], ["--shard_size", "--workers", "--images", "--split"]),
         (["verify", "--help"], ["quarantine=FILE", "workers=", "debug", "data.quarantine"]),
         (["show", "debug", "--help"], ["samples=", "debug", "[brackets]"]),
+        (["bench", "--help"], ["stage=", "seconds=", "device=", "debug"]),
     ],
 )
 def test_help(capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]) -> None:
@@ -167,6 +168,33 @@ class TestShow:
 
     def test_wrong_number(self, capsys: pytest.CaptureFixture[str], overrides: list[str]) -> None:
         assert "samples is '-1'" in failure(capsys, "data", "show", *overrides, "samples=-1")
+
+
+class TestBench:
+    def test_says_what_to_do(
+        self, capsys: pytest.CaptureFixture[str], overrides: list[str], tmp_path: Path
+    ) -> None:
+        main(["data", "bench", *overrides, "device=H100", "seconds=1"])
+        text = capsys.readouterr().out
+        assert "0 (recipe)" in text
+        assert "captions a second" in text
+        assert "(plan for H100" in text
+        assert "The loader is " in text.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "words"),
+        [
+            ("seconds=0", "seconds is '0'"),
+            ("stage=stage4", "unknown stage 'stage4'"),
+            ("device=H900", "H900"),
+            ("method=base", "trains nothing"),
+        ],
+    )
+    def test_one_line_for_a_mistake(
+        self, capsys: pytest.CaptureFixture[str], overrides: list[str], option: str, words: str
+    ) -> None:
+        assert words in failure(capsys, "data", "bench", *overrides, option)
 
 
 def test_unknown_action(capsys: pytest.CaptureFixture[str]) -> None:

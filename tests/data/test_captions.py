@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,63 @@ class TestSeveralSources:
         for one in (data, pickle.loads(pickle.dumps(data))):
             loader = DataLoader(one, 4, num_workers=2, collate_fn=collate_facts)
             assert [sample for batch in loader for sample in batch] == expected
+
+
+class TestGroupedCaptions:
+    """Five captions for each of six images in two sources."""
+
+    def data(self, bad: int | None = None, **options: Any) -> CaptionDataset:
+        stored = [good(index) if index != bad else UNREADABLE["garbage"] for index in range(6)]
+        texts = [[f"{'w' * (index + 1)} {'v' * n}" for n in range(1, 6)] for index in range(6)]
+        sources = [in_memory(stored[:4], texts[:4], "one"), in_memory(stored[4:], texts[4:], "two")]
+        return CaptionDataset(sources, encode, **{"group_captions": True, **options})
+
+    def test_neighbours_share_one_image(self) -> None:
+        data = self.data()
+        seen = [sample["image"] for sample in data]
+        assert [first_pixel(image) for image in seen] == [row // 5 for row in range(30)]
+        assert len({id(image) for image in seen}) == 6
+        plain = [sample["image"] for sample in self.data(group_captions=False)]
+        assert len({id(image) for image in plain}) == 30
+        for one, other in zip(seen, plain, strict=True):
+            assert one.tobytes() == other.tobytes()
+
+    def test_parts_say_which_captions_belong_together(self) -> None:
+        parts = self.data().parts
+        assert [part.groups.tolist() for part in parts] == [
+            [row // 5 for row in range(20)],
+            [0] * 5 + [1] * 5,
+        ]
+        assert [part.groups for part in self.data(group_captions=False).parts] == [None, None]
+
+    def test_captions_of_a_bad_image_are_replaced_one_by_one(self) -> None:
+        data, plain = self.data(bad=2), self.data(bad=2, group_captions=False)
+        for row in (*range(8, 17), *range(16, 7, -1)):
+            sample = data[row]
+            assert facts(sample) == facts(plain[row])
+            assert first_pixel(sample["image"]) == sample["sample_id"] // 5 != 2
+            assert bool(sample["bad_samples"]) == (row // 5 == 2)
+
+    def test_others_images_are_others(self) -> None:
+        data = self.data()
+        for row in range(30):
+            other = (row + 15) % 30
+            sample = data.with_images_of(row, other)
+            assert first_pixel(sample["image"]) == other // 5
+            assert sample["sample_id"] == row
+
+    def test_the_last_image_is_not_carried_along(self) -> None:
+        data = self.data()
+        before = len(pickle.dumps(data))
+        assert first_pixel(data[7]["image"]) == 1
+        assert len(pickle.dumps(data)) == before
+        assert facts(pickle.loads(pickle.dumps(data))[8]) == facts(data[8])
+
+    def test_in_worker_processes(self) -> None:
+        data = self.data(bad=2)
+        expected = [facts(data[row]) for row in range(30)]
+        loader = DataLoader(data, 4, num_workers=2, collate_fn=collate_facts)
+        assert [sample for batch in loader for sample in batch] == expected
 
 
 class TestStoredTokens:

@@ -104,6 +104,43 @@ def test_images_are_those_of_the_samples(image_processor: SiglipImageProcessor) 
         assert torch.equal(row, alone)
 
 
+class TestSharedImages:
+    def grouped(self, *numbers: int) -> list[Caption]:
+        """Samples of which those with the same number have one image together."""
+        shared = {number: sample([5], number)["image"] for number in numbers}
+        return [{**sample([5 + place]), "image": shared[n]} for place, n in enumerate(numbers)]
+
+    @pytest.mark.parametrize("image_tokens", [(), (IMAGE,) * 4])
+    def test_are_stacked_once(
+        self, image_processor: SiglipImageProcessor, image_tokens: tuple[int, ...]
+    ) -> None:
+        collate = CaptionCollator(image_processor, PAD, image_tokens)
+        samples = self.grouped(0, 0, 1, 2, 2, 0)
+        batch = collate(samples)
+        assert batch["image_index"].tolist() == [0, 0, 1, 2, 2, 0]
+        assert batch["image_index"].dtype == torch.int64
+        assert batch["pixel_values"].shape == (3, 3, 8, 8)
+        copies = collate([{**one, "image": one["image"].copy()} for one in samples])
+        assert "image_index" not in copies
+        assert torch.equal(batch["pixel_values"][batch["image_index"]], copies["pixel_values"])
+        for name in ("input_ids", "attention_mask", "labels"):
+            assert torch.equal(batch[name], copies[name])
+
+    def test_nothing_changes_where_none_is_shared(
+        self, image_processor: SiglipImageProcessor
+    ) -> None:
+        batch = CaptionCollator(image_processor, PAD)(self.grouped(0, 1, 2))
+        assert "image_index" not in batch
+        assert len(batch["pixel_values"]) == 3
+
+    def test_of_any_shape(self) -> None:
+        processor = Siglip2ImageProcessor(patch_size=4, max_num_patches=30)
+        batch = CaptionCollator(processor, PAD)(self.grouped(0, 0, 1))
+        assert batch["image_index"].tolist() == [0, 0, 1]
+        shapes = [batch[name].shape[0] for name in ("spatial_shapes", "pixel_attention_mask")]
+        assert [*shapes, batch["pixel_values"].shape[0]] == [2, 2, 2]
+
+
 def test_padding_of_patches_ends_with_the_batchs_longest() -> None:
     processor = Siglip2ImageProcessor(patch_size=4, max_num_patches=30)
     wide, square = sample([5]), sample([6, 7], 1)

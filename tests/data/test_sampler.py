@@ -304,6 +304,103 @@ class TestShards:
         assert padding(sampler.lengths, np.array(list(sampler.batches()))) < 0.08
 
 
+def make_grouped_parts(draw: st.DrawFn) -> list[OrderedPart]:
+    """Of images with one to six captions each; their numbers may have gaps."""
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        counts = draw(st.lists(st.integers(1, 6), min_size=1, max_size=25))
+        images = 3 * np.arange(len(counts)) + draw(st.integers(0, 5))
+        groups = np.repeat(images, counts)
+        per_shard = draw(st.none() | st.integers(3, 20))
+        shards = None if per_shard is None else groups // per_shard
+        weight = draw(st.sampled_from([0.5, 1.0, 2.0]))
+        parts.append(OrderedPart(len(groups), weight, shards, groups))
+    return parts
+
+
+grouped_mixtures = st.composite(make_grouped_parts)()
+
+
+def image_of_row(parts: list[OrderedPart]) -> np.ndarray:
+    """Images of different parts are different ones."""
+    return np.concatenate([1000 * n + part.groups for n, part in enumerate(parts)])
+
+
+class TestGroups:
+    @given(parts=grouped_mixtures, batch_size=batch_sizes, seed=seeds)
+    @thorough
+    def test_a_pass_holds_each_sample_once_and_siblings_side_by_side(
+        self, parts: list[OrderedPart], batch_size: int, seed: int
+    ) -> None:
+        sampler = mixed(parts, batch_size, 1, seed)
+        for source, part in enumerate(parts):
+            for number in (0, 1):
+                rows = sampler._pass(source, number)
+                assert sorted(rows) == list(range(part.size))
+                runs = 1 + np.count_nonzero(np.diff(part.groups[rows]))
+                assert runs == len(np.unique(part.groups))
+
+    @given(parts=grouped_mixtures, batch_size=batch_sizes, seed=seeds)
+    @thorough
+    def test_a_batch_has_the_captions_of_an_image_side_by_side(
+        self, parts: list[OrderedPart], batch_size: int, seed: int
+    ) -> None:
+        images = image_of_row(parts)
+        for batch in mixed(parts, batch_size, 40, seed).batches():
+            assert batch.shape == (batch_size,)
+            assert 1 + np.count_nonzero(np.diff(images[batch])) == len(np.unique(images[batch]))
+
+    @given(parts=grouped_mixtures, batch_size=batch_sizes, start=st.integers(0, 50), seed=seeds)
+    @settings(deadline=None, derandomize=True, max_examples=20)
+    def test_epochs_are_complete_and_going_on_anywhere_gives_the_rest(
+        self, parts: list[OrderedPart], batch_size: int, start: int, seed: int
+    ) -> None:
+        shares = [max(1, round(part.weight * part.size)) for part in parts]
+        owner = np.repeat(np.arange(len(parts)), [part.size for part in parts])
+        for batch in mixed(parts, sum(shares), 3, seed).batches():  # a batch is an epoch
+            assert np.bincount(owner[batch], minlength=len(parts)).tolist() == shares
+        whole = [batch.tolist() for batch in mixed(parts, batch_size, 50, seed).batches()]
+        rest = [batch.tolist() for batch in mixed(parts, batch_size, 50, seed).batches(start)]
+        assert rest == whole[start:]
+
+    def coco(self, images: int = 2000) -> OrderedPart:
+        return OrderedPart(5 * images, groups=np.arange(5 * images) // 5)
+
+    def test_hardly_an_image_is_in_two_batches(self) -> None:
+        sampler = mixed([self.coco()], 64, 156)
+        batches = np.array(list(sampler.batches())) // 5
+        assert np.mean([len(np.unique(batch)) for batch in batches]) < 64 / 5 + 1
+
+    def test_captions_of_similar_length_come_together_all_the_same(self) -> None:
+        images = 2000
+        usual = np.random.default_rng(1).normal(12, 5, images).clip(6, 60).repeat(5)
+        lengths = np.random.default_rng(2).normal(usual, 1.5).clip(3, 77).astype(int)
+        sampler = LengthBucketedSampler(lengths, 40, 250, 0, [self.coco(images)])
+        batches = np.array(list(sampler.batches()))
+        assert padding(lengths, batches) < 0.5 * padding(
+            lengths, np.random.default_rng(0).permutation(batches.ravel()).reshape(batches.shape)
+        )
+
+    def test_images_and_their_captions_are_shuffled(self) -> None:
+        part = self.coco()
+        sampler = LengthBucketedSampler(np.full(10000, 9), 50, 400, 0, [part])
+        first, second = np.split(np.array(list(sampler.batches())), 2)
+        assert sorted(first.ravel()) == sorted(second.ravel())
+        neighbours = [{frozenset(batch // 5) for batch in epoch} for epoch in (first, second)]
+        assert not neighbours[0] & neighbours[1]
+        # Of equal length, so nothing but chance says which images come together, ...
+        assert abs(np.corrcoef(first.ravel() // 5, np.arange(10000))[0, 1]) < 0.1
+        for batch in first:
+            assert np.ptp(batch // 5) > 500
+        # ... and in which order their captions do.
+        assert np.mean(np.diff(first.ravel() % 5) == 1) < 0.5
+
+    def test_one_caption_for_each_image_is_one_permutation_more(self) -> None:
+        part = OrderedPart(300, groups=np.arange(300))
+        batches = np.array(list(mixed([part], 10, 30).batches()))
+        assert sorted(batches.ravel()) == list(range(300))
+
+
 def test_epochs_are_permuted_once() -> None:
     # Three million captions must not be permuted anew for every 32 batches.
     drawn = []

@@ -15,6 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from hive_vision.folders import check_folder
+from tests.conftest import WORDS
+from tests.data.helpers import write_coco, write_images
 from tests.evaluation.helpers import write_colours
 from tests.integration import several_processes
 from tests.training.conftest import VLM_RULES, write_conversations
@@ -76,14 +78,26 @@ def launch(*arguments, **options):
 UNTIED = "untied,micro_batch_size=4,model.language={olmo2}"
 # Conversations of which a third have no image: often one process's whole micro-batch.
 VLM = "vlm,finetune={vlm}"
+# Groups of three in micro-batches of four: the processes have different numbers of images.
+GROUPED = "data.train={coco},data.group_captions=true,micro_batch_size=4"
+GROUPED_HIVE, GROUPED_SA = f"grouped,{GROUPED}", f"grouped-sa,{GROUPED},method=sa"
 SCENARIOS = {
-    "one": ["hive", "sa,method=sa", "cascaded,method=cascaded", UNTIED, VLM],
+    "one": [
+        "hive",
+        "sa,method=sa",
+        "cascaded,method=cascaded",
+        UNTIED,
+        VLM,
+        GROUPED_HIVE,
+        GROUPED_SA,
+    ],
     "ddp": [
         "hive",
         "stopped:stage2:2,probe_after_stage=[{colours}]",
         "sa,method=sa,gradient_checkpointing=true",
         "cascaded,method=cascaded,micro_batch_size=4",
         VLM,
+        GROUPED_HIVE,
     ],
     "fsdp2": [
         "hive,sharding=fsdp2",
@@ -91,6 +105,7 @@ SCENARIOS = {
         "sa,sharding=fsdp2,method=sa,gradient_checkpointing=true",
         "cascaded,sharding=fsdp2,method=cascaded,gradient_checkpointing=true",
         f"{UNTIED},sharding=fsdp2",
+        f"{GROUPED_SA},sharding=fsdp2",
     ],
 }
 
@@ -124,9 +139,12 @@ def runs(recipe_file, backbone_folders):
     colours = write_colours(root / "colours", 60, 120)
     olmo2 = backbone_folders["olmo2"]
     vlm = write_vlm_recipe(root, backbone_folders)
+    captions = [[" ".join(WORDS[(i + j) % 7 :]) for j in range(3)] for i in range(12)]
+    coco = write_coco(root / "coco.json", write_images(root, 12), captions)
     for kind, names in SCENARIOS.items():
         (root / kind).mkdir()
-        scenarios = [name.format(olmo2=olmo2, colours=colours, vlm=vlm) for name in names]
+        found = {"olmo2": olmo2, "colours": colours, "vlm": vlm, "coco": coco}
+        scenarios = [name.format(**found) for name in names]
         if kind == "one":
             several_processes.main(recipe_file, root / kind, scenarios)
             continue
@@ -173,6 +191,17 @@ def test_text_only_batches_of_one_process_harm_nothing(runs):
     weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ddp", "grouped"), ("fsdp2", "grouped-sa")])
+def test_captions_of_an_image_in_two_processes(runs, kind, name):
+    one, two = runs / "one" / name, runs / kind / name
+    batches = [json.loads(run.with_suffix(".json").read_text()) for run in (one, two)]
+    assert batches[0] == batches[1]
+    assert losses(two) == pytest.approx(losses(one), rel=LOSS_TOLERANCE)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    for key in ("held_out_loss", "held_out_loss_shuffled_images"):
+        assert results[1][key] == pytest.approx(results[0][key], rel=LOSS_TOLERANCE)
 
 
 def test_sharded_head_of_its_own(runs):

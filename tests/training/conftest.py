@@ -54,6 +54,7 @@ def recipe(
             "stage3": stage(3),
             "micro_batch_size": 4,
             "log_every": 1,
+            "precision": "float32",
         }
         model |= options.pop("model", {})
         data |= options.pop("data", {})
@@ -113,6 +114,7 @@ def vlm_recipe(
             "output": str(tmp_path / "vlm"),
             "micro_batch_size": 4,
             "log_every": 1,
+            "precision": "float32",
         }
         return FinetuneArguments(
             model=VlmArguments(

@@ -118,6 +118,7 @@ class TestTextOnly:
         data = job.data["stage1"].train
         batch = job.collator(job.model)([data[0], data[1]])
         inputs = {k: v for k, v in batch.items() if k not in ("sample_ids", "bad_samples")}
+        inputs = job.pixels.normalize(inputs)
         loss = job.model(**inputs).loss
         loss.backward()
         for parameter in job.model.model.multi_modal_projector.parameters():

@@ -1,12 +1,14 @@
 import json
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hive_vision.data.sampler import OrderedPart
 from hive_vision.training.arguments import FaultArguments
@@ -99,6 +101,7 @@ def test_held_out_loss_is_the_mean_over_tokens(recipe):
         [job.data["stage1"].held_out[i] for i in range(len(job.data["stage1"].held_out))]
     )
     inputs = {k: v for k, v in batch.items() if k not in ("sample_ids", "bad_samples")}
+    inputs = job.pixels.normalize(inputs)
     job.model.eval()
     with torch.no_grad():
         expected = job.model(**inputs).loss.item()
@@ -107,6 +110,55 @@ def test_held_out_loss_is_the_mean_over_tokens(recipe):
     assert trainer.held_out_loss() == pytest.approx(expected, rel=1e-5)
     assert trainer.held_out_loss("none") == pytest.approx(alone, rel=1e-5)
     assert trainer.held_out_loss("shuffled") != pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["hive", "sa"])
+def test_workers_give_bytes_and_nothing_else_changes(recipe, tmp_path, method):
+    weights, losses = [], []
+    for is_split in (True, False):
+        arguments = recipe(
+            method=method, output=str(tmp_path / str(is_split)), data={"num_workers": 2}
+        )
+        job, trainer = make_trainer(arguments)
+        assert job.pixels.is_split
+        job.pixels.is_split = is_split
+        batch = next(iter(trainer.get_train_dataloader()))
+        assert batch["pixel_values"].dtype == (torch.uint8 if is_split else torch.float32)
+        trainer.train()
+        weights.append(job.model.state_dict())
+        losses.append([trainer.held_out_loss(), trainer.held_out_loss("shuffled")])
+    assert losses[0] == losses[1]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
+def test_workers_have_seeds_of_their_own(recipe, tmp_path):
+    """transformers' seeds are in effect: all three generators follow the worker's seed."""
+
+    def draws(seed, output):
+        arguments = recipe(
+            seed=seed, output=str(tmp_path / output), data={"num_workers": 2}, micro_batch_size=2
+        )
+        _, trainer = make_trainer(arguments)
+        trainer.data_collator = draw_numbers
+        set_seed(seed)  # as `train` does
+        return [batch["drawn"] for batch in trainer.get_train_dataloader()]
+
+    first, second, *_ = drawn = draws(1, "first")
+    for seed, *numbers in (first, second):
+        assert numbers == [
+            random.Random(seed).random(),
+            np.random.RandomState(seed).random(),
+            torch.rand((), generator=torch.Generator().manual_seed(seed)).item(),
+        ]
+    assert first[0] != second[0]
+    assert drawn == draws(1, "again")
+    assert drawn != draws(2, "other")
+
+
+def draw_numbers(samples):
+    numbers = [random.random(), np.random.random(), torch.rand(()).item()]
+    return {"drawn": [torch.initial_seed(), *numbers]}
 
 
 @pytest.mark.parametrize("method", ["hive", "cascaded", "sa"])

@@ -1,7 +1,8 @@
-"""hive-vision data: build shards, verify what cannot be used, show what a model is given."""
+"""hive-vision data: build shards, find what cannot be used, show samples, measure the loader."""
 
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ HELP = """\
 usage: hive-vision data build SOURCE OUTPUT [key=value ...]
        hive-vision data verify RECIPE [key=value ...]
        hive-vision data show RECIPE [key=value ...]
+       hive-vision data bench RECIPE [key=value ...]
 
   build     write captioned images of any format into shards that start and load fast
   verify    decode everything once; list what cannot be used; summary of the data
   show      print samples as the trainer sees them, supervised tokens coloured
+  bench     measure the loader against what the training steps take
 
 Each has its own help, e.g. hive-vision data build --help
 """
@@ -68,6 +71,23 @@ colours, learned tokens stand in [brackets].
   key=value          other recipe keys, as for hive-vision pretrain or finetune
 """
 
+BENCH_HELP = """\
+usage: hive-vision data bench RECIPE [key=value ...]
+
+Say whether training waits for its data. Reads batches as a run does, with 0, 1, 2, 4 ... workers up
+to the number of processors, and sets that against what each stage takes: as measured, if the
+recipe's output folder has a run with finished stages, else as hive-vision plan expects it.
+
+  hive-vision data bench paper-siglip-l16-384 device="H100" seconds=10
+
+  RECIPE             a recipe of the package ({recipes}),
+                     one of hive-vision finetune, or a YAML file
+  stage=STAGE        data and batches of which stage (the first that has steps to do)
+  seconds=NUMBER     how long to read with each number of workers (5)
+  device=NAME        device that will train, as for hive-vision plan (this machine's)
+  key=value          other recipe keys, as for hive-vision pretrain or finetune
+"""
+
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
@@ -75,6 +95,7 @@ def run(arguments: list[str]) -> None:
         "build": (_build, _build_help),
         "verify": (_verify, lambda: _recipe_help(VERIFY_HELP)),
         "show": (_show, lambda: _recipe_help(SHOW_HELP)),
+        "bench": (_bench, lambda: _recipe_help(BENCH_HELP)),
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
@@ -211,6 +232,26 @@ def _show(arguments: list[str]) -> None:
     learned = "green" if colour else "in [brackets]"
     console.print(f"all shown: {share_line(everything)}", markup=False)
     console.print(f"learned tokens are {learned}", markup=False)
+
+
+def _bench(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from hive_vision.reporting.data_checks import speed_lines, speed_table
+    from hive_vision.studies.data_bench import SECONDS, bench_data
+    from hive_vision.training.recipes import load_any_recipe
+
+    recipe, *overrides = arguments
+    stage, device = _take(overrides, "stage"), _take(overrides, "device")
+    seconds = _take_number(overrides, "seconds", SECONDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # names that transformers will change
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than processors
+        bench = bench_data(load_any_recipe(recipe, overrides), stage, seconds, device)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(speed_table(bench))
+    for line in speed_lines(bench):
+        console.print(line, markup=False)
 
 
 def _take(overrides: list[str], key: str) -> str | None:

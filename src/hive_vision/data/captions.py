@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from hive_vision.data.images import UnusableImageError, decode_image
+from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
 from hive_vision.data.replacement import BadSample, ReplacingDataset, UnusableSampleError
 from hive_vision.data.sampler import OrderedPart
 from hive_vision.data.sources import CaptionSource, combine_fingerprints
@@ -72,6 +72,8 @@ class CaptionDataset(ReplacingDataset[Caption]):
         sample_ids: (P,) what to call the samples in reports; their rows if not given.
         encoding: Identifies ``encode``, so that token ids of earlier runs can be used again;
             if not given they are made anew and kept in memory.
+        group_captions: The order keeps captions of an image together, and samples that follow each
+            other share one image object, read once.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class CaptionDataset(ReplacingDataset[Caption]):
         weights: Sequence[float] | None = None,
         sample_ids: NDArray[np.int64] | None = None,
         encoding: str | None = None,
+        group_captions: bool = False,
     ) -> None:
         sizes = [len(source.captions) for source in sources]
         self._first_rows = np.cumsum([0, *sizes]).tolist()
@@ -99,16 +102,24 @@ class CaptionDataset(ReplacingDataset[Caption]):
             ]
         )
         self.parts = [
-            OrderedPart(len(source.captions), weight, _shards_of_pairs(source))
+            OrderedPart(
+                len(source.captions),
+                weight,
+                _shards_of_pairs(source),
+                source.image_rows if group_captions else None,
+            )
             for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
         ]
+        self._group_captions = group_captions
+        self._last_image: tuple[tuple[int, int], Image.Image] | None = None
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the token ids behind; their tables travel as the names of their files."""
-        return {key: value for key, value in self.__dict__.items() if key != "_token_ids"}
+        state = {key: value for key, value in self.__dict__.items() if key != "_token_ids"}
+        return {**state, "_last_image": None}
 
     @cached_property
     def _token_ids(self) -> list[pa.ChunkedArray]:
@@ -130,7 +141,7 @@ class CaptionDataset(ReplacingDataset[Caption]):
             name = stored["path"]
             if not self.has_caption[row]:
                 raise UnusableImageError("empty caption")
-            image = decode_image(stored)
+            image = self._decode(stored, (part, image_row))
         except (UnusableImageError, OSError) as error:
             raise UnusableSampleError(
                 sample_id, name or images.name(image_row), str(error)
@@ -142,6 +153,14 @@ class CaptionDataset(ReplacingDataset[Caption]):
             sample_id=sample_id,
             bad_samples=[error.replaced_by(sample_id) for error in bad],
         )
+
+    def _decode(self, stored: StoredImage, place: tuple[int, int]) -> Image.Image:
+        """Decode an image, unless it is that of the sample before."""
+        if not self._group_captions:
+            return decode_image(stored)
+        if self._last_image is None or self._last_image[0] != place:
+            self._last_image = place, decode_image(stored)
+        return self._last_image[1]
 
     def with_images_of(self, row: int, other: int) -> Caption:
         """Give a sample with another one's image."""

@@ -1,7 +1,7 @@
 """From samples to the tensors that a model reads.
 
-Shapes: B captions or conversations, T tokens of the longest one in the batch, P placeholder tokens
-of an image.
+Shapes: B captions or conversations, I images, T tokens of the longest one in the batch, P
+placeholder tokens of an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,9 @@ class CaptionCollator:
     where ``.`` is -100. For ``sa`` the P placeholder tokens stand after the start token and
     are not supervised either, so every method learns from exactly the same tokens.
 
+    Samples that share one image object (``CaptionDataset`` with ``group_captions``) have it
+    stacked once.
+
     Args:
         image_processor: The encoder's.
         pad_token_id: Fills ``input_ids``; never decides what is supervised.
@@ -44,9 +47,10 @@ class CaptionCollator:
         """Make a batch.
 
         Returns:
-            What the image processor gives: ``pixel_values`` (B, C, H, W), or padded patches
-            with their mask and shapes; ``input_ids``, ``attention_mask`` and ``labels``
-            (B, P + T); for the trainer the lists ``sample_ids`` and ``bad_samples``.
+            What the image processor gives: ``pixel_values`` (I, C, H, W), or padded patches
+            with their mask and shapes; where I < B, ``image_index`` (B,), which image belongs to
+            each caption; ``input_ids``, ``attention_mask`` and ``labels`` (B, P + T); for the
+            trainer the lists ``sample_ids`` and ``bad_samples``.
         """
         rows = []
         for sample in samples:
@@ -57,15 +61,23 @@ class CaptionCollator:
         input_ids, places = torch.tensor(padded), torch.arange(width)
         is_real = places < torch.tensor([[len(row)] for row in rows])
         is_learned = is_real & (places > len(self.image_tokens))
-        images = [sample["image"] for sample in samples]
+        images, which = _distinct([sample["image"] for sample in samples])
         return {
             **trim_patches(self.image_processor(images, return_tensors="pt")),
+            **({"image_index": torch.tensor(which)} if len(images) < len(samples) else {}),
             "input_ids": input_ids,
             "attention_mask": is_real.long(),
             "labels": input_ids.where(is_learned, IGNORE_INDEX),
             "sample_ids": [sample["sample_id"] for sample in samples],
             "bad_samples": [bad for sample in samples for bad in sample["bad_samples"]],
         }
+
+
+def _distinct(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """Every image object once, and which of them stands at each place."""
+    distinct = {id(image): image for image in images}
+    numbers = {key: number for number, key in enumerate(distinct)}
+    return list(distinct.values()), [numbers[id(image)] for image in images]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ class OrderedPart:
         size: Samples n; those of the first part are rows 0 to n - 1, then comes the next part.
         weight: Passes over it in each epoch.
         shards: (n,) shard of each sample, if whole shards should be read one after another.
+        groups: (n,) image of each sample, if those of an image should stay together.
     """
 
     size: int
     weight: float = 1.0
     shards: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -43,6 +45,9 @@ class LengthBucketedSampler(Sampler[int]):
     In a mixture each source goes on through passes of its own: an epoch takes the next
     ``weight * n`` samples of it, and their places among those of other sources are drawn. Sources
     in shards are not permuted as a whole: shards are, and samples inside windows of 8 shards.
+
+    With groups it is images that are permuted, and pools are sorted by the longest caption that an
+    image has there: the captions of an image are neighbours but where a batch, pool or epoch ends.
 
     Args:
         lengths: Tokens of each sample.
@@ -69,6 +74,7 @@ class LengthBucketedSampler(Sampler[int]):
         if sum(sizes) != len(lengths):
             raise ValueError(f"{sum(sizes)} samples in the parts but {len(lengths)} lengths")
         self._first_rows = np.cumsum([0, *sizes])
+        self._groups = _number_groups(self.parts)
         self.epoch_size = sum(part.per_epoch for part in self.parts)
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
@@ -80,7 +86,7 @@ class LengthBucketedSampler(Sampler[int]):
             yield from batch.tolist()
 
     def batches(self, start: int = 0) -> Iterator[NDArray[np.int64]]:
-        """Give the global batches, each (B,) rows of the data, shortest captions first.
+        """Give the global batches, each (B,) rows of the data, shortest captions (or groups) first.
 
         Args:
             start: The first one to give; those before it cost nothing.
@@ -98,7 +104,11 @@ class LengthBucketedSampler(Sampler[int]):
     def _pool(self, first: int, count: int) -> NDArray[np.int64]:
         """Batches ``first`` to ``first + count``, bucketed by length: (count, B)."""
         rows = self._stream(first * self.batch_size, count * self.batch_size)
-        ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
+        groups = np.arange(len(rows)) if self._groups is None else self._groups[rows]
+        _, first_places, group = np.unique(groups, return_index=True, return_inverse=True)
+        longest = np.zeros(len(first_places), dtype=np.int64)
+        np.maximum.at(longest, group, self.lengths[rows])
+        ordered = rows[np.lexsort((first_places[group], longest[group]))]
         shuffled = np.random.default_rng([self.seed, 1, first]).permutation(count)
         batches: NDArray[np.int64] = ordered.reshape(count, self.batch_size)[shuffled]
         return batches
@@ -141,6 +151,9 @@ class LengthBucketedSampler(Sampler[int]):
         # The first source's seed has no fourth number.
         random = np.random.default_rng([self.seed, 0, number, *([source] if source else [])])
         order: NDArray[np.int64] = random.permutation(part.size)
+        if part.groups is not None:
+            rank = random.permutation(part.groups.max() + 1)
+            order = order[np.argsort(rank[part.groups[order]], kind="stable")]
         if part.shards is None:
             return order
         shards = np.unique(part.shards)
@@ -149,3 +162,15 @@ class LengthBucketedSampler(Sampler[int]):
         windows = place[part.shards] // WINDOW_SHARDS
         by_window: NDArray[np.int64] = order[np.argsort(windows[order], kind="stable")]
         return by_window
+
+
+def _number_groups(parts: Sequence[OrderedPart]) -> NDArray[np.int64] | None:
+    """Group of each row, those of different parts told apart; ``None`` if no part has any."""
+    if all(part.groups is None for part in parts):
+        return None
+    numbers, first = [], 0
+    for part in parts:
+        groups = np.arange(part.size) if part.groups is None else part.groups
+        numbers.append(first + groups)
+        first += int(groups.max(initial=-1)) + 1
+    return np.concatenate(numbers)

@@ -32,6 +32,7 @@ from hive_vision.models.backbones import (
     image_token_counts,
     load_vision_model,
 )
+from hive_vision.models.pixels import SplitProcessor
 from hive_vision.models.probes import masked_mean
 from hive_vision.models.processing import load_image_processor
 
@@ -90,6 +91,7 @@ class FrozenEncoder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.image_processor = image_processor
+        self.pixels = SplitProcessor(image_processor)
         self.precision = precision
         self.depth: int = model.config.num_hidden_layers
         self.width: int = model.config.hidden_size
@@ -159,7 +161,7 @@ class FrozenEncoder:
         """Run the encoder once.
 
         Args:
-            inputs: What the image processor gave for B images.
+            inputs: What the image processor or ``pixels`` gave for B images.
             readings: What to read.
 
         Returns:
@@ -170,6 +172,7 @@ class FrozenEncoder:
                 not finite.
         """
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        inputs = self.pixels.normalize(inputs)
         layers = [reading.layer for reading in readings]
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
@@ -297,7 +300,7 @@ def _compute(
 ) -> None:
     ranges = row_ranges(len(images), batch_size)
     batches = work_through(
-        Prepare(images, encoder.image_processor), ranges, workers, f"reading {images.name}"
+        Prepare(images, encoder.pixels), ranges, workers, f"reading {images.name}"
     )
     readings = list(missing)
     with ExitStack() as stack:

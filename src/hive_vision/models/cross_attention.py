@@ -1,7 +1,7 @@
 """The cross-attention block in front of a language-model layer (section 3.2, eq. for H_l).
 
-Shapes: B captions, T text tokens, N image tokens, E language-model width, Q query heads,
-K key/value heads (grouped queries), d head width.
+Shapes: B captions, I images, T text tokens, N image tokens, E language-model width, Q query
+heads, K key/value heads (grouped queries), d head width.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -76,14 +77,16 @@ class CrossAttention(GradientCheckpointingLayer):
         image: Tensor,
         output_weights: bool = False,
         image_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Let the text look at the image.
 
         Args:
             hidden: Text states (B, T, E).
-            image: Projected image features (B, N, E).
+            image: Projected image features (I, N, E).
             output_weights: Also return the attention weights (computed eagerly).
-            image_mask: False for image tokens that are padding (B, 1, 1, N); nobody sees those.
+            image_mask: False for image tokens that are padding (I, 1, 1, N); nobody sees those.
+            image_index: Which of the I images each caption looks at (B,); its own if not given.
 
         Returns:
             New text states (B, T, E), and the weights (B, Q, T, N) if asked for.
@@ -91,6 +94,9 @@ class CrossAttention(GradientCheckpointingLayer):
         query = self.q_norm(self._heads(self.q_proj(self.norm(hidden))))
         key = self.k_norm(self._heads(self.k_proj(image)))
         value = self._heads(self.v_proj(image))
+        if image_index is not None:
+            key, value = (rows_of_images(states, image_index) for states in (key, value))
+            image_mask = None if image_mask is None else image_mask[image_index]
         attend: Callable[..., tuple[Tensor, Tensor | None]] = _eager_attention
         if not output_weights:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -163,16 +169,31 @@ class AttendBeforeLayer:
         kwargs = dict(kwargs)
         image_features = kwargs.pop("image_features")
         image_mask = kwargs.pop("image_mask", None)
+        image_index = kwargs.pop("image_index", None)
         weights_of_layers = kwargs.pop("cross_attention_weights", None)
         if self.cross_attention is None:
             return args, kwargs
         assert self.index is not None
         hidden, weights = self.cross_attention(
-            args[0], image_features[self.index], weights_of_layers is not None, image_mask
+            args[0],
+            image_features[self.index],
+            weights_of_layers is not None,
+            image_mask,
+            image_index,
         )
         if weights_of_layers is not None:
             weights_of_layers.append(weights)
         return (hidden, *args[1:]), kwargs
+
+
+def rows_of_images(states: Tensor, image_index: Tensor) -> Tensor:
+    """Give every caption the states of its image: (I, ...) and (B,) to (B, ...).
+
+    By an embedding, whose gradient sums an image's captions in the same order every time, on CPUs
+    and on GPUs; those of ``index_select`` and of indexing do on one of them only.
+    """
+    rows = functional.embedding(image_index, states.flatten(1))
+    return rows.view(-1, *states.shape[1:])
 
 
 def attention_geometry(text_config: PreTrainedConfig) -> tuple[int, int, int, int]:

@@ -1,7 +1,7 @@
 """The HIVE model: a language model that cross-attends to an encoder at matching depths.
 
-Shapes: B images with one caption each, T text tokens, N image tokens (prefix included),
-D encoder width, E language-model width, S selected layers, V vocabulary.
+Shapes: B captions of I images (one each, unless told which), T text tokens, N image tokens
+(prefix included), D encoder width, E language-model width, S selected layers, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from hive_vision.models.backbones import (
     load_vision_model,
 )
 from hive_vision.models.configuration import HiveConfig
+from hive_vision.models.cpu_attention import CPU_ATTENTION
 from hive_vision.models.cross_attention import (
     AttendBeforeLayer,
     CrossAttention,
@@ -230,13 +231,14 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
         image_features_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         **kwargs: Any,
     ) -> HiveOutput:
         """Read captions while looking at images.
 
         Args:
             input_ids: Caption tokens (B, T).
-            pixel_values: Images (B, C, H, W), or patches (B, N, C * P * P) where the encoder
+            pixel_values: Images (I, C, H, W), or patches (I, N, C * P * P) where the encoder
                 reads images of any shape. Without images this is the plain language model.
             attention_mask: 1 for tokens, 0 for padding (B, T).
             labels: (B, T), -100 where nothing is to be predicted.
@@ -244,15 +246,17 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values: Cache of earlier tokens.
             inputs_embeds: (B, T, E) instead of ``input_ids``.
             image_features: What ``get_image_features`` returned, instead of ``pixel_values``;
-                a tuple of (B, N, E) or one tensor (B, S, N, E).
+                a tuple of (I, N, E) or one tensor (I, S, N, E).
             use_cache: Return the cache.
             output_cross_attentions: Return the cross-attention weights.
             return_logits: ``False`` saves computing logits that only the loss needed.
             logits_to_keep: Compute logits of this many last positions (or of these positions).
             num_items_in_batch: Supervised tokens of the global batch, see ``next_token_loss``.
-            pixel_attention_mask: 1 for patches, 0 for padding (B, N), where images are padded.
-            spatial_shapes: Rows and columns of patches (B, 2), likewise.
-            image_features_mask: The mask that belongs to ``image_features`` (B, N), if any.
+            pixel_attention_mask: 1 for patches, 0 for padding (I, N), where images are padded.
+            spatial_shapes: Rows and columns of patches (I, 2), likewise.
+            image_features_mask: The mask that belongs to ``image_features`` (I, N), if any.
+            image_index: Which of the I images each caption belongs to (B,), so that an image is
+                encoded once for its captions; if not given, each has one.
             **kwargs: Handed to the language model.
         """
         if pixel_values is not None and image_features is None:
@@ -267,7 +271,10 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs["image_features"] = tuple(image_features)
             if image_features_mask is not None:
                 kwargs["image_mask"] = self._image_mask(image_features_mask)
-            _check_pairs(input_ids if inputs_embeds is None else inputs_embeds, image_features[0])
+            text = input_ids if inputs_embeds is None else inputs_embeds
+            _check_pairs(text, image_features[0] if image_index is None else image_index)
+            if image_index is not None:
+                kwargs["image_index"] = image_index
             if output_cross_attentions:
                 kwargs["cross_attention_weights"] = weights = []
         outputs = self.language_model.base_model(
@@ -330,7 +337,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _image_mask(self, features_mask: Tensor) -> Tensor:
         """(B, N) of 0 and 1 to what sdpa and eager attention take, (B, 1, 1, N) of booleans."""
-        if self.config._attn_implementation not in ("sdpa", "eager"):
+        if self.config._attn_implementation not in ("sdpa", "eager", CPU_ATTENTION):
             raise ValueError(
                 f"attention {self.config._attn_implementation!r} cannot leave out the padding of "
                 "images of different shapes; set attn_implementation to sdpa or eager"
@@ -345,7 +352,9 @@ def _padding(mask: Tensor | None, shapes: Tensor | None) -> dict[str, Any]:
 
 def _check_pairs(text: Tensor | None, image: Tensor) -> None:
     if text is not None and len(text) != len(image):
-        raise ValueError(f"{len(image)} images for {len(text)} captions; give one for each")
+        raise ValueError(
+            f"{len(image)} images for {len(text)} captions; give one for each, or image_index"
+        )
 
 
 AutoModel.register(HiveConfig, HiveForConditionalGeneration)

@@ -7,7 +7,7 @@ other methods (supervised positions only, global token count), so that the compa
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     LlavaConfig,
@@ -28,6 +28,7 @@ from hive_vision.models.backbones import (
     load_language_model,
     load_vision_model,
 )
+from hive_vision.models.cross_attention import rows_of_images
 from hive_vision.models.loss import largest_logits, next_token_loss
 
 
@@ -102,15 +103,26 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
         return_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        image_index: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
-        """As in transformers; ``return_logits=False`` saves computing what only the loss needs."""
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            **kwargs,
-        )
+        """As in transformers; ``return_logits=False`` saves computing what only the loss needs.
+
+        With ``image_index`` (B,), which of the images each caption belongs to, an image is encoded
+        once for all of its captions.
+        """
+
+        def of_captions(connector: nn.Module, args: Any, features: Tensor) -> Tensor | None:
+            return None if image_index is None else rows_of_images(features, image_index)
+
+        # What leaves the connector is put in the placeholders' places, one image after another.
+        with self.model.multi_modal_projector.register_forward_hook(of_captions):
+            outputs = self.model(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                **kwargs,
+            )
         hidden = outputs.last_hidden_state
         loss = None
         if labels is not None:

@@ -34,7 +34,7 @@ def backbone_config(source: str, role: str) -> PreTrainedConfig:
         shipped = Path(str(files("hive_vision.recipes") / "shapes" / source))
         if not (shipped / "config.json").is_file():
             raise
-        logger.info("%s is not reachable; its sizes are those that this package knows", source)
+        logger.debug("%s is not reachable; its sizes are those that this package knows", source)
         return load_config(str(shipped), role)
 
 

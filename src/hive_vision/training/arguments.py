@@ -71,6 +71,8 @@ class DataArguments:
         max_held_out: At most this many held-out samples are used.
         quarantine: File with samples to leave out, as hive-vision data verify writes it.
         max_text_tokens: Longer captions are cut, keeping the end token (the paper's 77).
+        group_captions: All captions of an image come together, and it is read and encoded once for
+            them; a batch has fewer different images then.
         max_bad_fraction: More unusable samples than this share of the data stop the run.
         num_workers: Processes that read images beside the trainer.
     """
@@ -83,6 +85,7 @@ class DataArguments:
     max_held_out: int = 512
     quarantine: str | None = None
     max_text_tokens: int = 77
+    group_captions: bool = False
     max_bad_fraction: float = 0.01
     num_workers: int = 0
 
@@ -224,7 +227,11 @@ class RunArguments:
         seed: Of the data order and of everything that starts at random.
         micro_batch_size: At most this many samples at once on one device; the rest is
             accumulated.
-        precision: auto takes bfloat16 where a GPU has it and float32 elsewhere.
+        precision: Of the products; auto takes bfloat16 where the GPU or the CPU has it, and float32
+            elsewhere.
+        attention: auto takes PyTorch's fused attention, on a CPU in bfloat16 with a faster backward
+            pass; or one that transformers knows, such as eager or flash_attention_2.
+        compile: Compile each block with torch.compile; the first steps take minutes then.
         sharding: With several processes, none keeps the whole model on each (DDP), fsdp2 a part.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         log_every: Steps between lines in metrics.jsonl.
@@ -240,6 +247,8 @@ class RunArguments:
     seed: int = 0
     micro_batch_size: int = 64
     precision: Precision = "auto"
+    attention: str = "auto"
+    compile: bool = False
     sharding: Literal["none", "fsdp2"] = "none"
     gradient_checkpointing: bool = False
     log_every: int = 10

@@ -97,7 +97,7 @@ class FinetuneJob(Job[FinetuneArguments]):
     def collator(self, model: PreTrainedModel) -> InstructionCollator:
         """Make what puts images and their tokens in place."""
         return InstructionCollator(
-            self.processor.image_processor,
+            self.pixels,
             self.processor.tokenizer.pad_token_id,
             self.inputs.form.image_token_id,
             self.inputs.image_tokens,

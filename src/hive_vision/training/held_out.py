@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from hive_vision.data.captions import CaptionDataset
 from hive_vision.data.collators import IGNORE_INDEX, CaptionCollator, InstructionCollator
 from hive_vision.data.instructions import InstructionDataset
+from hive_vision.models.pixels import SplitProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def held_out_loss(
     model: nn.Module,
     data: CaptionDataset | InstructionDataset,
     collator: CaptionCollator | InstructionCollator,
+    pixels: SplitProcessor,
     accelerator: Accelerator,
     batch_size: int,
     images: Images = "matched",
@@ -52,6 +54,7 @@ def held_out_loss(
         model: The model, sharded or not.
         data: Held-out captions or conversations.
         collator: Makes the batches.
+        pixels: What it prepares images with.
         accelerator: Precision, device and the other processes.
         batch_size: Captions at once on one process.
         images: ``matched``; ``shuffled`` gives each caption the image of the sample half
@@ -80,7 +83,7 @@ def held_out_loss(
         inputs = {name: batch[name] for name in batch if name not in ("bad_samples", "sample_ids")}
         if images == "none":
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
-        inputs = send_to_device(inputs, accelerator.device)
+        inputs = pixels.normalize(send_to_device(inputs, accelerator.device))
         with accelerator.autocast():
             loss = model(**inputs, num_items_in_batch=1, return_logits=False).loss
         totals[0] += loss

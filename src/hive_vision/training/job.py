@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from hive_vision.analysis.gradient_flow import GradientRecorder
 from hive_vision.folders import check_folder, read_json, read_manifest, write_json
 from hive_vision.models.backbones import backbones_of, hash_tensors
+from hive_vision.models.pixels import SplitProcessor
 from hive_vision.training.arguments import RunArguments, StageArguments
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.callbacks import (
@@ -32,7 +33,12 @@ from hive_vision.training.checkpoints import (
 )
 from hive_vision.training.divergence import DivergenceGuard
 from hive_vision.training.errors import InterruptedRunError, RollBackError, TrainingError
-from hive_vision.training.hardware import is_sharded, split_batch, training_arguments
+from hive_vision.training.hardware import (
+    is_sharded,
+    prepare_model,
+    split_batch,
+    training_arguments,
+)
 from hive_vision.training.processes import on_main, start_processes
 from hive_vision.training.run_data import RunData
 from hive_vision.training.run_folder import RunFolder
@@ -116,6 +122,7 @@ class Job(ABC, Generic[A]):
         self.watchdog = watchdog
         self.interrupt = interrupt
         self.processor = self.load_processor()
+        self.pixels = SplitProcessor(self.processor.image_processor)
         self.data = self.load_data()
         self.bad_samples = self.open_bad_samples()
         self.stages = self.checked_stages()
@@ -242,6 +249,7 @@ class Job(ABC, Generic[A]):
             train_data=data.train,
             held_out=data.held_out,
             collator=self.collator(self.model),
+            pixels=self.pixels,
             bad_samples=self.bad_samples[name],
             guard=DivergenceGuard(self.arguments.faults, folder),
             watchdog=self.watchdog,
@@ -284,10 +292,7 @@ class Job(ABC, Generic[A]):
     def _train(self, name: str, stage: StageArguments, folder: Path) -> dict[str, Any]:
         """Go on from the stage's last good checkpoint, or start it."""
         self.renew_model()
-        if self.arguments.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            # It lets what leaves the embeddings need gradients, those of a frozen encoder too.
-            self.model.disable_input_require_grads()
+        prepare_model(self.model, self.arguments)
         parts = apply_rules(self.model, stage.rules, self.groups)
         check_gradient_path(self.model)
         logger.info("%s", describe_parts(parts))

@@ -151,7 +151,7 @@ class PretrainJob(Job[PretrainArguments]):
         image_tokens: tuple[int, ...] = ()
         if self.arguments.method == "sa":
             image_tokens = (image_token_id(tokenizer),) * model.config.image_seq_length
-        return CaptionCollator(self.processor.image_processor, tokenizer.pad_token_id, image_tokens)
+        return CaptionCollator(self.pixels, tokenizer.pad_token_id, image_tokens)
 
     def describe(self) -> dict[str, Any]:
         """Method and backbones."""

@@ -146,8 +146,11 @@ def load_run_data(data: DataArguments, processor: HiveProcessor) -> RunData[Capt
             weights=parts.weights,
             sample_ids=np.flatnonzero(kept),
             encoding=encoding,
+            group_captions=data.group_captions,
         )
-        held_out = CaptionDataset(judges, encode, encoding=encoding)
+        held_out = CaptionDataset(
+            judges, encode, encoding=encoding, group_captions=data.group_captions
+        )
     excluded = int(len(kept) - kept.sum())
     logger.info(
         "%s: %d captions to learn from, %d in quarantine; %s: %d held out",

@@ -25,6 +25,7 @@ from hive_vision.data.collators import CaptionCollator, InstructionCollator
 from hive_vision.data.instructions import InstructionDataset
 from hive_vision.data.sampler import LengthBucketedSampler
 from hive_vision.folders import read_json, write_json
+from hive_vision.models.pixels import SplitProcessor
 from hive_vision.training.bad_samples import BadSampleLog
 from hive_vision.training.checkpoints import last_checkpoint, load_strictly, new_checkpoint
 from hive_vision.training.divergence import DivergenceGuard
@@ -47,6 +48,7 @@ class HiveTrainer(Trainer):
         train_data: Captions or conversations to learn from.
         held_out: Those to judge by.
         collator: Makes the batches.
+        pixels: What the collator prepares images with; their second part is done on the device.
         bad_samples: Where unusable samples are named.
         guard: Judges each step before it is applied.
         watchdog: Is told of every batch.
@@ -69,6 +71,7 @@ class HiveTrainer(Trainer):
         train_data: CaptionDataset | InstructionDataset,
         held_out: CaptionDataset | InstructionDataset,
         collator: CaptionCollator | InstructionCollator,
+        pixels: SplitProcessor,
         bad_samples: BadSampleLog,
         guard: DivergenceGuard,
         watchdog: Watchdog,
@@ -85,6 +88,7 @@ class HiveTrainer(Trainer):
             **kwargs,
         )
         self.parts = [part for part in parts if part.learning_rate is not None]
+        self.pixels = pixels
         self.bad_samples = bad_samples
         self.guard = guard
         self.watchdog = watchdog
@@ -204,8 +208,9 @@ class HiveTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers, without the logits that nobody reads."""
-        return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
+        """As in transformers, with images as floats and without the logits that nobody reads."""
+        inputs = {**self.pixels.normalize(inputs), "return_logits": False}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Look at the gradients before they are clipped: the step's rates and norms."""
@@ -274,6 +279,7 @@ class HiveTrainer(Trainer):
             self.model,
             self.eval_dataset,
             self.data_collator,
+            self.pixels,
             self.accelerator,
             self.args.per_device_eval_batch_size,
             images,
