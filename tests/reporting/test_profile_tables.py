@@ -32,6 +32,7 @@ def made(hive: float = 0.5, measured: bool = True) -> dict[str, Any]:
     return {
         **{"vision": "v", "language": "l", "device": "cpu", "precision": "bfloat16"},
         **{"batch": 2, "tokens": 9, "captions": {"source": "given"}},
+        "loading": 0.5,
         "stages": [{"name": "stage1", "methods": methods}],
         "formulas": {
             **{"self_attention": 10.0, "hive": 1.0, "hive_with_image_tokens": 2.0},
@@ -58,7 +59,17 @@ def test_numbers_stand_in_their_rows() -> None:
     found = cells(made())
     assert found["vision"] == ["2 + 0", "2 + 0"]
     assert found["all"] == ["10", "5"]
-    assert found["stage1 sa"] == ["4", "3 - 6", "1", "2", "0.1", "50%", "2.00 (1.00)", "+1.0%"]
+    assert found["stage1 sa"] == [
+        "4",
+        "3 - 6",
+        "1",
+        "2",
+        "0.1",
+        "20%",
+        "50%",
+        "2.00 (1.00)",
+        "+1.0%",
+    ]
     # Of each turn: 4 / 2, 3 / 1 and 6 / 4.
     assert found["stage1"] == ["0.50", "0.50", "2.00 (1.50 - 3.00)", "0.50"]
     assert found["paper's tables 6, 8, 9"] == ["0.14", "0.14", "3.43", "0.41"]
@@ -72,6 +83,13 @@ def test_the_paper_s_figure_is_judged(hive: float, words: str) -> None:
     note, _ = profile_report(made(hive))
     assert f"{words} the paper's 0.14" in note.replace("this is what", "") or words == "around"
     assert ("around the paper's 0.14" in note) == (words == "around")
+
+
+def test_loading_is_said_or_said_to_be_missing() -> None:
+    assert "Loading: share of a step" in profile_report(made())[0]
+    elsewhere = {**made(), "loading": None}
+    assert cells(elsewhere)["stage1 sa"][5] == "-"
+    assert "Loading: not measured" in profile_report(elsewhere)[0]
 
 
 def test_without_measurements_there_are_no_times() -> None:

@@ -28,6 +28,7 @@ def test_everything_is_measured_in_turns(recipe: Recipe) -> None:
     found = profile(arguments, ProfileArguments(methods, batch=3, tokens=6, repetitions=2))
     json.dumps(found)
     assert [s["name"] for s in found["stages"]] == ["stage3"]
+    assert 0 < found["loading"] < 1
     for one in found["stages"]:
         for method in methods:
             numbers = one["methods"][method]

@@ -24,7 +24,7 @@ def profile_report(profile: Mapping[str, Any]) -> tuple[str, list[Grid]]:
     grids = [_components(stage) for stage in profile["stages"]]
     is_measured = all("seconds" in m for s in profile["stages"] for m in s["methods"].values())
     if is_measured:
-        grids.append(_measured(profile["stages"]))
+        grids.append(_measured(profile["stages"], profile["loading"], profile["batch"]))
     grids += [_ratios(profile["stages"]), _formulas(profile["formulas"])]
     if profile["scaling"]:
         grids.append(_scaling(profile["scaling"]))
@@ -52,10 +52,10 @@ def _both(flops: Mapping[str, float] | None) -> str:
     return f"{flops['forward'] / 1e9:.3g} + {flops['backward'] / 1e9:.3g}"
 
 
-def _measured(stages: Stages) -> Grid:
+def _measured(stages: Stages, loading: float | None, batch: int) -> Grid:
     headings = [
         *("measured", "s per step", "from - to", "forward", "backward", "optimizer"),
-        *("of ceiling", "GiB (predicted)", "torch's count"),
+        *("loading", "of ceiling", "GiB (predicted)", "torch's count"),
     ]
     rows = []
     for stage in stages:
@@ -68,12 +68,17 @@ def _measured(stages: Stages) -> Grid:
                 f"{middle:.3g}",
                 f"{low:.3g} - {high:.3g}",
                 *(f"{parts[part]:.3g}" for part in ("forward", "backward", "optimizer")),
+                _loading_share(loading, batch, middle),
                 f"{found['share_of_ceiling'][0]:.0%}",
                 f"{found['memory'] / 2**30:.2f} ({found['predicted_memory'] / 2**30:.2f})",
                 f"{counted:+.1%}",
             ]
             rows.append([Cell(text) for text in texts])
     return Grid(headings, rows)
+
+
+def _loading_share(loading: float | None, batch: int, step: float) -> str:
+    return MISSING if loading is None else f"{batch * loading / (batch * loading + step):.0%}"
 
 
 def _ratios(stages: Stages) -> Grid:
@@ -189,6 +194,10 @@ def _sentences(profile: Mapping[str, Any], is_measured: bool) -> list[str]:
             "ceiling: of the speed of matrix products, measured before each turn. Torch's count: "
             "of its FLOP counter in a real step, against the model's."
         )
+        loading = "share of a step that waits for its images where no workers read them"
+        if profile["loading"] is None:
+            loading = "not measured, the data is not here"
+        lines.append(f"Loading: {loading}.")
     if not yes:
         return lines
     for key, words in (("flops_per_caption", "of the whole step"), ("flops_beside_vision", "")):

@@ -52,7 +52,7 @@ def bench_data(
     feed = open_feed(arguments, stage)
     steps = _steps(arguments, feed, device)
     rows = feed.micro_batches()
-    rate, shares, sides = _alone(feed, rows, seconds)
+    rate, shares, sides = read_alone(feed, rows, seconds)
     rates = {0: rate}
     given, most = feed.data.num_workers, processors()
     powers = {2**power for power in range(most.bit_length())}
@@ -160,10 +160,19 @@ class _Stopwatch:
         return result
 
 
-def _alone(
+def read_alone(
     feed: Feed, rows: Iterator[list[int]], seconds: float
 ) -> tuple[float, dict[str, float], list[int]]:
-    """Read without workers: samples a second, shares of the time, shorter sides of the images."""
+    """Read batches without workers.
+
+    Args:
+        feed: What is read.
+        rows: Of each batch.
+        seconds: For how long.
+
+    Returns:
+        Samples a second, shares of the time, shorter sides of the images.
+    """
     prepare = _Stopwatch(feed.collator.image_processor)
     collate = _Stopwatch(dataclasses.replace(feed.collator, image_processor=prepare))
     read = _Stopwatch(lambda batch: [feed.data.train[row] for row in batch])

@@ -148,8 +148,7 @@ def caption_lengths(
     if tokens is not None:
         return Captions(tokens, math.ceil(tokens), samples, "given")
     data, model = arguments.data, arguments.model
-    paths = [source.path for source in data.train_sources()]
-    if all(Path(path).exists() for path in (*paths, model.vision, model.language)):
+    if data_is_here(arguments):
         processor = HiveProcessor.from_backbones(
             model.vision, model.language, max_text_tokens=data.max_text_tokens
         )
@@ -166,6 +165,13 @@ def caption_lengths(
         "web captions have, and for memory the longest that data.max_text_tokens allows"
     )
     return Captions(min(ASSUMED_TOKENS, longest), longest, samples, source)
+
+
+def data_is_here(arguments: PretrainArguments) -> bool:
+    """Whether a recipe's captions and both backbones are in local folders."""
+    paths = [source.path for source in arguments.data.train_sources()]
+    models = arguments.model.vision, arguments.model.language
+    return all(Path(path).exists() for path in (*paths, *models))
 
 
 def _padded_length(lengths: Any, arguments: PretrainArguments) -> float:

@@ -18,8 +18,10 @@ from hive_vision.analysis.cost_model import StageCost, stage_cost
 from hive_vision.analysis.tracing import Trace
 from hive_vision.models.backbones import has_any_size, image_token_counts, pair
 from hive_vision.models.layer_selection import select_encoder_layers
+from hive_vision.studies.data_bench import read_alone
+from hive_vision.studies.feed import open_feed
 from hive_vision.studies.measured_steps import MeasuredSteps, StepCase, measure_apart, spread
-from hive_vision.studies.plan import caption_lengths
+from hive_vision.studies.plan import caption_lengths, data_is_here
 from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.arguments import Method, PretrainArguments
 from hive_vision.training.hardware import precision_on, this_device
@@ -72,7 +74,8 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
 
     Returns:
         Numbers and names only, ready for JSON: ``stages`` (for each method operations by
-        component and what was measured), ``formulas``, ``scaling``.
+        component and what was measured), ``loading`` (seconds of a caption's image in one process,
+        ``None`` if the data is not here), ``formulas``, ``scaling``.
 
     Raises:
         ValueError: If the recipe or its backbones do not fit.
@@ -101,6 +104,7 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
         "batch": batch,
         "tokens": tokens,
         "captions": asdict(captions),
+        "loading": _loading(recipe) if arguments.repetitions else None,
         "stages": [
             {
                 "name": stage,
@@ -168,6 +172,15 @@ def _measure(
                     )
                     found[key].append(measure_apart(replace(case, counts=repetition == 0)))
     return found
+
+
+def _loading(recipe: PretrainArguments) -> float | None:
+    """Seconds that one process takes to read and prepare the image of a caption."""
+    if not data_is_here(recipe):
+        return None
+    feed = open_feed(recipe)
+    rate, _, _ = read_alone(feed, feed.micro_batches(), seconds=1)
+    return 1 / rate
 
 
 def _by_component(cost: StageCost, tokens: float) -> dict[str, dict[str, float]]:
