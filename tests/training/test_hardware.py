@@ -38,6 +38,7 @@ def test_stage_becomes_arguments(recipe, tmp_path):
     assert (translated.adam_beta1, translated.adam_beta2) == (0.8, 0.95)
     assert (translated.weight_decay, translated.get_warmup_steps(581)) == (0.1, 18)
     assert not translated.bf16
+    assert translated.optim == "adamw_torch_fused"
     assert not translated.fsdp, "one process has nothing to shard"
 
 
@@ -108,3 +109,23 @@ def test_compiled_blocks_compute_the_same(recipe, model, monkeypatch):
     torch.testing.assert_close(compiled_losses, losses)
     torch.testing.assert_close(compiled_grads, grads, rtol=1e-4, atol=1e-6)
     assert list(model.state_dict()) == keys
+
+
+def test_bfloat16_autocast_computes_nearly_the_same(recipe, model):
+    """Loss within 1%, gradients as a whole within 3 degrees, with the attention for CPUs."""
+    prepare_model(model.train(), recipe())
+    torch.manual_seed(0)
+    ids = torch.randint(3, 200, (4, 9))
+    batch = {"pixel_values": torch.randn(4, 3, 32, 32), "input_ids": ids, "labels": ids}
+    losses, grads = [], []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert torch.cosine_similarity(*grads, dim=0) > 0.9986

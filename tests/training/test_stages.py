@@ -29,15 +29,21 @@ def make(method="hive", vision="siglip", language="llama", **options):
     return HiveForConditionalGeneration.from_backbones(*backbones, **options)
 
 
-def backward(model):
-    """Gradients from a loss over a caption and an image, for every parameter."""
+def loss_of(model):
+    """Loss of two captions with their images, always the same ones."""
     torch.manual_seed(1)
     ids = torch.randint(3, 90, (2, 6))
     if isinstance(model, SelfAttentionForConditionalGeneration):
         count = model.config.image_seq_length
         ids = torch.cat([torch.full((2, count), VOCABULARY - 1), ids], dim=1)
+    pixels = torch.randn(2, 3, 32, 32).to(model.dtype)
+    return model(input_ids=ids, pixel_values=pixels, labels=ids).loss
+
+
+def backward(model):
+    """Gradients from a loss over a caption and an image, for every parameter."""
     model.requires_grad_(True)
-    model(input_ids=ids, pixel_values=torch.randn(2, 3, 32, 32), labels=ids).loss.backward()
+    loss_of(model).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -195,3 +201,21 @@ def test_no_graph_where_no_gradient_is_needed(stage, checkpointing, recipe):
     model(input_ids=ids, pixel_values=torch.randn(2, 3, 32, 32), labels=ids).loss.backward()
     text = stage == 2
     assert has_graph == {1: text, 2: text, 3: True, 4: True, "vision": False}
+
+
+@pytest.mark.parametrize("method", ["hive", "sa"])
+def test_freezing_changes_no_gradient_of_what_is_trained(method):
+    """What is spared, an encoder's graph and layers below the first cross-attention, is not needed."""
+    model = make(method).double()
+    for module in getattr(model, "cross_attentions", []):  # let the image through
+        torch.nn.init.normal_(module.o_proj.weight)
+    everything = backward(model)
+    for rules in (FIRST, {**ALL, "vision_model": "frozen"}):
+        apply_rules(model, rules)
+        model.zero_grad()
+        loss_of(model).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(parameter.grad, everything[name], rtol=1e-9, atol=1e-12)
+            else:
+                assert parameter.grad is None
