@@ -205,7 +205,7 @@ def test_no_graph_where_no_gradient_is_needed(stage, checkpointing, recipe):
 
 @pytest.mark.parametrize("method", ["hive", "sa"])
 def test_freezing_changes_no_gradient_of_what_is_trained(method):
-    """What is spared, an encoder's graph and layers below the first cross-attention, is not needed."""
+    """An encoder's graph and layers below the first cross-attention are spared: not needed."""
     model = make(method).double()
     for module in getattr(model, "cross_attentions", []):  # let the image through
         torch.nn.init.normal_(module.o_proj.weight)
