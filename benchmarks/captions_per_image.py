@@ -2,8 +2,8 @@
 
     python benchmarks/captions_per_image.py [--rounds 3] [--method hive]
 
-SigLIP-L/16 at 384 pixels and a Llama of MobileLLM-350M's shape with random weights, stage 2
-(encoder frozen, everything else trained), bfloat16 autocast: the forward and backward pass of ten
+The recipe paper-siglip-l16-384 with random weights, stage 2 (encoder frozen, everything else
+trained), bfloat16 autocast: the forward and backward pass of ten
 captions of two images against ten captions with an image each, in turns. The optimiser's step,
 which is the same for both and paid once for a whole batch, is left out, as is reading images.
 """
@@ -17,30 +17,12 @@ import torch
 import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, PreTrainedModel, SiglipVisionConfig
+from transformers import PreTrainedModel
 
-from hive_vision.models.backbones import backbones_of
-from hive_vision.models.hive import HiveForConditionalGeneration
-from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
+from hive_vision.studies.recipe_model import recipe_model
+from hive_vision.training.recipes import load_recipe
+from hive_vision.training.stages import apply_rules
 
-VISION = SiglipVisionConfig(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    image_size=384,
-    patch_size=16,
-)
-LANGUAGE = LlamaConfig(
-    hidden_size=960,
-    intermediate_size=2560,
-    num_hidden_layers=32,
-    num_attention_heads=15,
-    num_key_value_heads=5,
-    vocab_size=32000,
-    tie_word_embeddings=True,
-)
-IMAGE_TOKEN = 31999
 CAPTIONS, EACH, TOKENS = 10, 5, 16  # TOKENS: what captions of 15 are padded to in length buckets
 PREDICTED = 3.9  # time per caption, stage 2 of hive on an H200
 
@@ -91,19 +73,9 @@ def main() -> None:
 
 def build(method: str, device: str) -> PreTrainedModel:
     """Stage 2: the encoder is frozen."""
-    model: PreTrainedModel
-    with torch.device(device):
-        if method == "sa":
-            model = SelfAttentionForConditionalGeneration.from_backbones(
-                VISION, LANGUAGE, IMAGE_TOKEN
-            )
-        else:
-            cascaded = {"layer_selection": "last", "projector_shared": True}
-            fusion = cascaded if method == "cascaded" else {"layer_selection": "later"}
-            model = HiveForConditionalGeneration.from_backbones(VISION, LANGUAGE, **fusion)
-            for block in model.cross_attentions:  # zero passes no gradient to keys and values
-                torch.nn.init.normal_(block.o_proj.weight, std=0.02)
-    backbones_of(model)[0].requires_grad_(False)
+    recipe = load_recipe("paper-siglip-l16-384", [f"method={method}"])
+    model, _, _ = recipe_model(recipe, device)
+    apply_rules(model, recipe.stage2.rules)
     return model.train()
 
 
@@ -112,7 +84,9 @@ def batch_of(model: PreTrainedModel, method: str, each: int, device: str) -> dic
     images = CAPTIONS // each
     placeholders = model.config.image_seq_length if method == "sa" else 0
     ids = torch.randint(4, 31000, (CAPTIONS, TOKENS))
-    ids = torch.cat([torch.full((CAPTIONS, placeholders), IMAGE_TOKEN), ids], dim=1)
+    if placeholders:
+        image_token = model.config.image_token_index
+        ids = torch.cat([torch.full((CAPTIONS, placeholders), image_token), ids], dim=1)
     labels = ids.clone()
     labels[:, : placeholders + 1] = -100
     batch = {
