@@ -11,6 +11,7 @@ import torch
 
 from hive_vision.analysis.cost_model import StageCost, stage_cost
 from hive_vision.analysis.devices import USABLE_REASON, Device, find_device
+from hive_vision.data.captions import CaptionDataset
 from hive_vision.data.sampler import LengthBucketedSampler
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.studies.measured_steps import StepCase, measure_apart
@@ -154,7 +155,7 @@ def caption_lengths(
         )
         train = load_run_data(data, processor).train
         return Captions(
-            _padded_length(train.lengths, arguments),
+            _padded_length(train, arguments),
             int(train.lengths.max()),
             samples or train.epoch_size,
             "measured on the data",
@@ -174,11 +175,14 @@ def data_is_here(arguments: PretrainArguments) -> bool:
     return all(Path(path).exists() for path in (*paths, *models))
 
 
-def _padded_length(lengths: Any, arguments: PretrainArguments) -> float:
+def _padded_length(train: CaptionDataset, arguments: PretrainArguments) -> float:
     """Mean length of the longest caption of a micro-batch, in the order of training."""
+    lengths = train.lengths
     batch = max(stage.batch_size for stage in arguments.stages.values())
     micro, _ = split_batch(batch, arguments.micro_batch_size, 1)
-    sampler = LengthBucketedSampler(lengths, batch, num_batches=32, seed=arguments.seed)
+    sampler = LengthBucketedSampler(
+        lengths, batch, num_batches=32, seed=arguments.seed, parts=train.parts
+    )
     rows = np.concatenate(list(sampler.batches())).reshape(-1, micro)
     return float(lengths[rows].max(axis=1).mean())
 
