@@ -16,6 +16,7 @@ def tiny(backbone_folders: dict[str, Path]) -> list[str]:
         f"model.vision={backbone_folders['siglip']}",
         f"model.language={backbone_folders['llama']}",
         "miniature=null",
+        "precision=auto",
     ]
 
 

@@ -12,6 +12,7 @@ import transformers
 from torch.utils.data import DataLoader
 
 from hive_vision.data.captions import Caption, CaptionDataset, split_held_out
+from hive_vision.data.features import FeatureStore
 from hive_vision.data.replacement import BadSample
 from hive_vision.models.processing import HiveProcessor
 from tests.data.helpers import (
@@ -216,6 +217,22 @@ class TestSeveralSources:
             assert sample["input_ids"] == encode([captions[row]])[0]
             assert sample["sample_id"] == row
         assert data.lengths.tolist() == [len(ids) for ids in encode(captions)]
+
+    @pytest.mark.parametrize("group", [False, True])
+    def test_features_stand_where_images_do(self, group: bool, tmp_path: Path) -> None:
+        data = self.mixture(tmp_path, group_captions=group)
+        images = data.distinct_images
+        assert len(images) == 13
+        store = FeatureStore(tmp_path / "features", "", 15, (1, 1, 1), torch.float32)
+        numbers = [float(first_pixel(images.decode(number))) for number in range(13)]
+        store.append(torch.tensor([-1.0, -1.0, *numbers]).view(15, 1, 1, 1), [None] * 15)
+        featured = pickle.loads(pickle.dumps(data.with_features(store, 2)))
+        found = [sample["image"] for sample in featured]
+        assert [float(one) for one in found] == [first_pixel(one["image"]) for one in data]
+        assert (found[0] is found[1]) == group
+        assert float(featured.with_images_of(0, 7)["image"]) == first_pixel(data[7]["image"])
+        assert data.images_per_sample == (13 / 15 if group else 1)
+        assert first_pixel(data[0]["image"]) == 20  # the plain ones stay
 
     def test_sample_ids_may_be_others(self, tmp_path: Path) -> None:
         data = self.mixture(tmp_path, sample_ids=np.arange(100, 115))

@@ -233,3 +233,12 @@ class TestInstructions:
         assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
         assert batch["labels"][:, 3:].eq(IGNORE_INDEX).all()
         assert len(batch["pixel_values"]) == 1
+
+
+def test_features_are_stacked_and_shared_ones_once(image_processor):
+    one, other = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    samples = [{**sample([5]), "image": image} for image in (one, other, one)]
+    batch = CaptionCollator(image_processor, PAD)(samples)
+    assert torch.equal(batch["encoder_features"], torch.stack([one, other]))
+    assert batch["image_index"].tolist() == [0, 1, 0]
+    assert "pixel_values" not in batch

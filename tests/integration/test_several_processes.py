@@ -48,6 +48,7 @@ def recipe_file(tmp_path_factory, backbone_folders, image_folder):
             for name, rules in stages.items()
         },
         "micro_batch_size": 2,
+        "precision": "float32",  # sharded weights are rounded to bfloat16 elsewhere than whole ones
         "log_every": 1,
         "save_every": 2,
     }
@@ -77,7 +78,7 @@ def launch(*arguments, **options):
 # the second process without any at the end.
 UNTIED = "untied,micro_batch_size=4,model.language={olmo2}"
 # Conversations of which a third have no image: often one process's whole micro-batch.
-VLM = "vlm,finetune={vlm}"
+VLM = "vlm,finetune={vlm},precision=float32"
 # Groups of three in micro-batches of four: the processes have different numbers of images.
 GROUPED = "data.train={coco},data.group_captions=true,micro_batch_size=4"
 GROUPED_HIVE, GROUPED_SA = f"grouped,{GROUPED}", f"grouped-sa,{GROUPED},method=sa"
@@ -94,10 +95,10 @@ SCENARIOS = {
     "ddp": [
         "hive",
         "stopped:stage2:2,probe_after_stage=[{colours}]",
-        "sa,method=sa,gradient_checkpointing=true",
+        "sa,method=sa,gradient_checkpointing=true,cache_features=always",
         "cascaded,method=cascaded,micro_batch_size=4",
-        VLM,
-        GROUPED_HIVE,
+        f"{VLM},cache_features=always",
+        f"{GROUPED_HIVE},cache_features=always",
     ],
     "fsdp2": [
         "hive,sharding=fsdp2",

@@ -2,9 +2,10 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import datasets
 import numpy as np
@@ -12,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from hive_vision.data.images import StoredImage, UnusableImageError, decode_image
+from hive_vision.data.features import DistinctImages, FeatureStore
+from hive_vision.data.images import ImageStore, UnusableImageError, decode_image
 from hive_vision.data.replacement import BadSample, ReplacingDataset, UnusableSampleError
 from hive_vision.data.sampler import OrderedPart
 from hive_vision.data.sources import CaptionSource, combine_fingerprints
@@ -26,9 +29,12 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 class Caption(TypedDict):
-    """One training sample: an RGB image and ``<start> caption <end>`` as token ids."""
+    """One training sample: an image and ``<start> caption <end>`` as token ids.
 
-    image: Image.Image
+    The image is in RGB, or its features (S, N, D) where they are stored.
+    """
+
+    image: Image.Image | Tensor
     input_ids: list[int]
     sample_id: int
     bad_samples: list[BadSample]
@@ -74,6 +80,9 @@ class CaptionDataset(ReplacingDataset[Caption]):
             if not given they are made anew and kept in memory.
         group_captions: The order keeps captions of an image together, and samples that follow each
             other share one image object, read once.
+
+    Attributes:
+        fingerprint: Changes with the sources.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class CaptionDataset(ReplacingDataset[Caption]):
         self.has_caption = np.concatenate([_has_text(source) for source in sources])
         if not self.has_caption.any():
             raise ValueError(f"all {len(self)} captions are empty")
+        self.fingerprint = combine_fingerprints(*(source.fingerprint for source in sources))
         self._images = [source.images for source in sources]
         self._image_rows = np.concatenate([s.rows[s.image_rows] for s in sources])
         self._sample_ids = np.arange(len(self)) if sample_ids is None else sample_ids
@@ -111,7 +121,9 @@ class CaptionDataset(ReplacingDataset[Caption]):
             for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)
         ]
         self._group_captions = group_captions
-        self._last_image: tuple[tuple[int, int], Image.Image] | None = None
+        self._last_image: tuple[tuple[int, int], Image.Image | Tensor] | None = None
+        self._features: FeatureStore | None = None
+        self._first_feature = 0
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
@@ -130,22 +142,38 @@ class CaptionDataset(ReplacingDataset[Caption]):
         """Samples in an epoch, with the weights of the sources."""
         return sum(part.per_epoch for part in self.parts)
 
+    @cached_property
+    def distinct_images(self) -> DistinctImages:
+        """The images of all samples."""
+        return DistinctImages(self._images, np.split(self._image_rows, self._first_rows[1:-1]))
+
+    @property
+    def images_per_sample(self) -> float:
+        """How many images are encoded for a sample, on average."""
+        return len(self.distinct_images) / len(self) if self._group_captions else 1.0
+
+    def with_features(self, store: FeatureStore, first: int) -> Self:
+        """Give the same samples with features from a store for images.
+
+        Args:
+            store: Has them.
+            first: Its row with the first of ``distinct_images``.
+        """
+        data = copy(self)
+        data._features, data._first_feature, data._last_image = store, first, None
+        return data
+
     def read(self, row: int, bad: list[UnusableSampleError]) -> Caption:
         """Read a sample that takes the place of those that could not be used."""
         part = bisect_right(self._first_rows, row) - 1
         images, image_row = self._images[part], int(self._image_rows[row])
         sample_id = int(self._sample_ids[row])
-        name = None
         try:
-            stored = images.read(image_row)
-            name = stored["path"]
             if not self.has_caption[row]:
                 raise UnusableImageError("empty caption")
-            image = self._decode(stored, (part, image_row))
+            image = self._read_image(part, image_row)
         except (UnusableImageError, OSError) as error:
-            raise UnusableSampleError(
-                sample_id, name or images.name(image_row), str(error)
-            ) from error
+            raise UnusableSampleError(sample_id, _place(images, image_row), str(error)) from error
         tokens = self._token_ids[part][row - self._first_rows[part]]
         return Caption(
             image=image,
@@ -154,17 +182,31 @@ class CaptionDataset(ReplacingDataset[Caption]):
             bad_samples=[error.replaced_by(sample_id) for error in bad],
         )
 
-    def _decode(self, stored: StoredImage, place: tuple[int, int]) -> Image.Image:
-        """Decode an image, unless it is that of the sample before."""
-        if not self._group_captions:
-            return decode_image(stored)
-        if self._last_image is None or self._last_image[0] != place:
-            self._last_image = place, decode_image(stored)
-        return self._last_image[1]
+    def _read_image(self, part: int, row: int) -> Image.Image | Tensor:
+        """Read an image or its features, unless it is that of the sample before."""
+        if self._last_image is not None and self._last_image[0] == (part, row):
+            return self._last_image[1]
+        image: Image.Image | Tensor
+        if self._features is None:
+            image = decode_image(self._images[part].read(row))
+        else:
+            number = self.distinct_images.number(part, row)
+            image = self._features.read(self._first_feature + number)
+        if self._group_captions:
+            self._last_image = (part, row), image
+        return image
 
     def with_images_of(self, row: int, other: int) -> Caption:
         """Give a sample with another one's image."""
         return {**self[row], "image": self[other]["image"]}
+
+
+def _place(images: ImageStore, row: int) -> str:
+    """Say where an image lies, as exactly as can be read."""
+    try:
+        return images.read(row)["path"] or images.name(row)
+    except (UnusableImageError, OSError):
+        return images.name(row)
 
 
 def _has_text(source: CaptionSource) -> NDArray[np.bool_]:

@@ -48,9 +48,10 @@ class CaptionCollator:
 
         Returns:
             What the image processor gives: ``pixel_values`` (I, C, H, W), or padded patches
-            with their mask and shapes; where I < B, ``image_index`` (B,), which image belongs to
-            each caption; ``input_ids``, ``attention_mask`` and ``labels`` (B, P + T); for the
-            trainer the lists ``sample_ids`` and ``bad_samples``.
+            with their mask and shapes; or ``encoder_features`` (I, S, N, D); where I < B,
+            ``image_index`` (B,), which image belongs to each caption; ``input_ids``,
+            ``attention_mask`` and ``labels`` (B, P + T); for the trainer the lists ``sample_ids``
+            and ``bad_samples``.
         """
         rows = []
         for sample in samples:
@@ -63,7 +64,7 @@ class CaptionCollator:
         is_learned = is_real & (places > len(self.image_tokens))
         images, which = _distinct([sample["image"] for sample in samples])
         return {
-            **trim_patches(self.image_processor(images, return_tensors="pt")),
+            **_stack(images, self.image_processor),
             **({"image_index": torch.tensor(which)} if len(images) < len(samples) else {}),
             "input_ids": input_ids,
             "attention_mask": is_real.long(),
@@ -73,7 +74,17 @@ class CaptionCollator:
         }
 
 
-def _distinct(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+def _stack(images: Sequence[Image.Image | Tensor], image_processor: Any) -> dict[str, Tensor]:
+    """Prepare images; put features that are given instead of them into one tensor."""
+    features = [image for image in images if isinstance(image, Tensor)]
+    if features:
+        return {"encoder_features": torch.stack(features)}
+    return trim_patches(image_processor(images, return_tensors="pt"))
+
+
+def _distinct(
+    images: Sequence[Image.Image | Tensor],
+) -> tuple[list[Image.Image | Tensor], list[int]]:
     """Every image object once, and which of them stands at each place."""
     distinct = {id(image): image for image in images}
     numbers = {key: number for number, key in enumerate(distinct)}
@@ -86,7 +97,7 @@ class InstructionCollator:
 
     A batch without any image gets a blank one behind its first conversation, where no token attends
     to it: the connector has a gradient (of zero) in every step, for which the other processes of a
-    distributed run wait.
+    distributed run wait. It is encoded also where features are stored.
 
     Args:
         image_processor: The encoder's.
@@ -104,9 +115,11 @@ class InstructionCollator:
         """Make a batch.
 
         Returns:
-            ``pixel_values`` (images of all samples, C, H, W); ``input_ids``, ``attention_mask`` and
+            ``pixel_values`` (images of all samples, C, H, W), or ``encoder_features`` (images of
+            all samples, S, N, D); ``input_ids``, ``attention_mask`` and
             ``labels`` (B, T with images); for the trainer ``sample_ids`` and ``bad_samples``.
         """
+        images: list[Image.Image | Tensor]
         images = [image for sample in samples for image in sample["images"]]
         rows = [self._with_images(sample) for sample in samples]
         lengths = [len(ids) for ids, _ in rows]
@@ -121,7 +134,7 @@ class InstructionCollator:
             for start, stop in learned:
                 labels[row, start:stop] = input_ids[row, start:stop]
         return {
-            **self.image_processor(images, return_tensors="pt"),
+            **_stack(images, self.image_processor),
             "input_ids": input_ids,
             "attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long(),
             "labels": labels,

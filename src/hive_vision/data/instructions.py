@@ -5,10 +5,11 @@ A source has M conversations; each has any number of images, none included.
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import datasets
 import numpy as np
@@ -16,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from hive_vision.conversation import IMAGE_TOKEN, EncodedConversation, Turn
+from hive_vision.data.features import DistinctImages, FeatureStore
 from hive_vision.data.images import UnusableImageError, decode_image
 from hive_vision.data.instruction_sources import Instructions
 from hive_vision.data.replacement import BadSample, ReplacingDataset, UnusableSampleError
@@ -72,9 +75,12 @@ def read_turns(stored: Sequence[Mapping[str, Any]] | None, images: int) -> list[
 
 
 class Instruction(TypedDict):
-    """One training sample: RGB images, and a conversation as token ids."""
+    """One training sample: images, and a conversation as token ids.
 
-    images: list[Image.Image]
+    Images are in RGB, or their features (S, N, D) where they are stored.
+    """
+
+    images: list[Image.Image | Tensor]
     input_ids: list[int]
     learned: list[tuple[int, int]]
     sample_id: int
@@ -100,6 +106,7 @@ class InstructionDataset(ReplacingDataset[Instruction]):
         lengths: (M,) tokens, images included.
         problems: Row -> why it cannot be used.
         cut: How many conversations were cut.
+        fingerprint: Changes with the sources.
     """
 
     def __init__(
@@ -114,6 +121,9 @@ class InstructionDataset(ReplacingDataset[Instruction]):
         weights: Sequence[float] | None = None,
     ) -> None:
         self._sources = list(sources)
+        self.fingerprint = combine_fingerprints(*(source.fingerprint for source in sources))
+        self._features: FeatureStore | None = None
+        self._first_feature = 0
         self._first_rows = np.cumsum([0, *map(len, sources)]).tolist()
         self._image_token_id = image_token_id
         limits = _Limits(image_token_id, image_tokens, max_tokens)
@@ -141,6 +151,28 @@ class InstructionDataset(ReplacingDataset[Instruction]):
         return sum(part.per_epoch for part in self.parts)
 
     @cached_property
+    def distinct_images(self) -> DistinctImages:
+        """The images of all samples."""
+        sources = self._sources
+        return DistinctImages([s.images for s in sources], [s.image_rows for s in sources])
+
+    @property
+    def images_per_sample(self) -> float:
+        """How many images are encoded for a sample, on average."""
+        return sum(len(source.image_rows) for source in self._sources) / len(self)
+
+    def with_features(self, store: FeatureStore, first: int) -> Self:
+        """Give the same samples with features from a store for images.
+
+        Args:
+            store: Has them.
+            first: Its row with the first of ``distinct_images``.
+        """
+        data = copy(self)
+        data._features, data._first_feature = store, first
+        return data
+
+    @cached_property
     def _token_ids(self) -> list[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
         tables = (tokens.data for tokens in self._tokens)
         return [(table.column("input_ids"), table.column("learned")) for table in tables]
@@ -165,7 +197,12 @@ class InstructionDataset(ReplacingDataset[Instruction]):
         # Images behind the cut have no place.
         stored = source.rows_of_images(inside)[: ids.count(self._image_token_id)]
         try:
-            images = [decode_image(source.images.read(at)) for at in stored]
+            if self._features is None:
+                images: list[Image.Image | Tensor]
+                images = [decode_image(source.images.read(at)) for at in stored]
+            else:
+                first, number = self._first_feature, self.distinct_images.number
+                images = [self._features.read(first + number(part, at)) for at in stored]
         except (UnusableImageError, OSError) as error:
             raise UnusableSampleError(row, name, str(error)) from error
         return Instruction(

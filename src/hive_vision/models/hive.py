@@ -4,7 +4,7 @@ Shapes: B captions of I images (one each, unless told which), T text tokens, N i
 (prefix included), D encoder width, E language-model width, S selected layers, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -197,6 +197,15 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.vision_model(pixel_values, **padding)
         return features
 
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Give what is read of images (I, C, H, W), kept while the encoder is frozen.
+
+        Returns:
+            (I, S, N, D), the S different selected layers in ascending order.
+        """
+        features = self.get_encoder_features(pixel_values)
+        return torch.stack([features[layer] for layer in sorted(features)], dim=1)
+
     def get_image_features(self, pixel_values: Tensor, **padding: Any) -> tuple[Tensor, ...]:
         """Encode and project images (B, C, H, W): for each cross-attention (B, N, E).
 
@@ -204,7 +213,9 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: As for ``get_encoder_features``.
             **padding: Likewise; its ``pixel_attention_mask`` is the features' mask.
         """
-        features = self.get_encoder_features(pixel_values, **padding)
+        return self._project(self.get_encoder_features(pixel_values, **padding))
+
+    def _project(self, features: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         layers = self.config.encoder_layers
         if not self.config.projector_shared:
             return tuple(
@@ -232,6 +243,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         spatial_shapes: Tensor | None = None,
         image_features_mask: Tensor | None = None,
         image_index: Tensor | None = None,
+        encoder_features: Tensor | None = None,
         **kwargs: Any,
     ) -> HiveOutput:
         """Read captions while looking at images.
@@ -257,6 +269,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_features_mask: The mask that belongs to ``image_features`` (I, N), if any.
             image_index: Which of the I images each caption belongs to (B,), so that an image is
                 encoded once for its captions; if not given, each has one.
+            encoder_features: What ``encode_images`` gave, instead of ``pixel_values``.
             **kwargs: Handed to the language model.
         """
         if pixel_values is not None and image_features is None:
@@ -264,6 +277,10 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 pixel_values, **_padding(pixel_attention_mask, spatial_shapes)
             )
             image_features_mask = pixel_attention_mask
+        if encoder_features is not None:
+            layers = sorted(set(self.config.encoder_layers))
+            kept = encoder_features.to(self.dtype).unbind(1)
+            image_features = self._project(dict(zip(layers, kept, strict=True)))
         weights: list[Tensor] | None = None
         if image_features is not None:
             if isinstance(image_features, Tensor):

@@ -94,6 +94,21 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
         model.generation_config = language_model.generation_config
         return model
 
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Give what the connector reads of images (I, C, H, W), kept while the encoder is frozen.
+
+        Returns:
+            (I, 1, N, D).
+        """
+        seen: list[Tensor] = []
+
+        def keep(connector: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(args[0])
+
+        with self.model.multi_modal_projector.register_forward_pre_hook(keep):
+            self.model.get_image_features(pixel_values)
+        return seen[0][:, None]
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -104,12 +119,14 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         image_index: Tensor | None = None,
+        encoder_features: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
         """As in transformers; ``return_logits=False`` saves computing what only the loss needs.
 
         With ``image_index`` (B,), which of the images each caption belongs to, an image is encoded
-        once for all of its captions.
+        once for all of its captions. ``encoder_features`` are what ``encode_images`` gave, instead
+        of ``pixel_values``.
         """
 
         def of_captions(connector: nn.Module, args: Any, features: Tensor) -> Tensor | None:
@@ -117,6 +134,9 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
 
         # What leaves the connector is put in the placeholders' places, one image after another.
         with self.model.multi_modal_projector.register_forward_hook(of_captions):
+            if encoder_features is not None:
+                kwargs["inputs_embeds"] = self._embed(input_ids, encoder_features)
+                input_ids = None
             outputs = self.model(
                 input_ids=input_ids,
                 pixel_values=pixel_values,
@@ -147,6 +167,14 @@ class SelfAttentionForConditionalGeneration(LlavaForConditionalGeneration):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+    def _embed(self, input_ids: Tensor | None, encoder_features: Tensor) -> Tensor:
+        """Put connected features in the placeholders' places, as LLaVA does."""
+        embedded: Tensor = self.get_input_embeddings()(input_ids)
+        connected = self.model.multi_modal_projector(encoder_features[:, 0].to(self.dtype))
+        connected = connected.to(embedded.dtype)
+        places = self.model.get_placeholder_mask(input_ids, embedded, connected)
+        return embedded.masked_scatter(places, connected)
 
 
 def _check_hidden_states(vision_config: PreTrainedConfig) -> None:

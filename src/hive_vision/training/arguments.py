@@ -233,6 +233,9 @@ class RunArguments:
             pass; or one that transformers knows, such as eager or flash_attention_2.
         compile: Compile each block with torch.compile; the first steps take minutes then.
         sharding: With several processes, none keeps the whole model on each (DDP), fsdp2 a part.
+        cache_features: Where stages freeze the encoder, compute its features of each image once and
+            keep them on the disk until the last of these stages ends: always, never, or auto where
+            it saves more time than it takes and needs at most half of the free disk.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         log_every: Steps between lines in metrics.jsonl.
         evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
@@ -250,6 +253,7 @@ class RunArguments:
     attention: str = "auto"
     compile: bool = False
     sharding: Literal["none", "fsdp2"] = "none"
+    cache_features: Literal["auto", "always", "never"] = "auto"
     gradient_checkpointing: bool = False
     log_every: int = 10
     evaluate_every: int = 0

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -33,6 +34,7 @@ from hive_vision.training.checkpoints import (
 )
 from hive_vision.training.divergence import DivergenceGuard
 from hive_vision.training.errors import InterruptedRunError, RollBackError, TrainingError
+from hive_vision.training.feature_cache import FeatureCache
 from hive_vision.training.hardware import (
     is_sharded,
     prepare_model,
@@ -123,6 +125,7 @@ class Job(ABC, Generic[A]):
         self.interrupt = interrupt
         self.processor = self.load_processor()
         self.pixels = SplitProcessor(self.processor.image_processor)
+        self.cache = FeatureCache(arguments, run.path / "features", self.pixels, watchdog)
         self.data = self.load_data()
         self.bad_samples = self.open_bad_samples()
         self.stages = self.checked_stages()
@@ -132,8 +135,11 @@ class Job(ABC, Generic[A]):
         self._is_fresh = True
         # Found by tracing the encoder, which takes a while: once for all stages.
         self.groups = parameter_groups(self.model) if self.stages else {}
+        self._frozen: set[str] = set()  # stages that freeze the encoder
         for name in reversed(self.stages):
             apply_rules(self.model, self.stages[name].rules, self.groups)
+            if not any(p.requires_grad for p in backbones_of(self.model)[0].parameters()):
+                self._frozen.add(name)
         if self.stages and not finished:
             check_gradient_path(self.model)
 
@@ -232,9 +238,16 @@ class Job(ABC, Generic[A]):
                 "before, or delete the checkpoints of this stage"
             )
 
-    def trainer(self, name: str, stage: StageArguments, parts: Any, **kwargs: Any) -> HiveTrainer:
-        """Set up a stage's trainer around the current model."""
-        folder, data = self.run.stage(name), self.data[name]
+    def trainer(
+        self,
+        name: str,
+        stage: StageArguments,
+        parts: Any,
+        data: RunData[Any] | None = None,
+        **kwargs: Any,
+    ) -> HiveTrainer:
+        """Set up a stage's trainer around the current model, on its data if none are given."""
+        folder, data = self.run.stage(name), data or self.data[name]
         trainer = HiveTrainer(
             self.model,
             training_arguments(
@@ -280,6 +293,8 @@ class Job(ABC, Generic[A]):
             except RollBackError as rollback:
                 self._roll_back(name, folder, rollback.step)
         on_main(lambda: remove_checkpoints(folder))
+        if len(self._with_same_features(name)) < 2:
+            on_main(self.cache.remove)
         self.after_stage(name, result)
         return result
 
@@ -311,7 +326,11 @@ class Job(ABC, Generic[A]):
             recorder = GradientRecorder(backbones_of(self.model)[0])
             every = self.arguments.gradients_every
             callbacks.append(GradientFlowCallback(recorder, metrics, every))
-        trainer = self.trainer(name, stage, parts, callbacks=callbacks)
+        data, readers = self.data[name], self._with_same_features(name)
+        if readers:
+            stages = [self.stages[reader] for reader in readers]
+            data = self.cache.data_of(self.model, data, stages, folder)
+        trainer = self.trainer(name, stage, parts, data, callbacks=callbacks)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -352,6 +371,16 @@ class Job(ABC, Generic[A]):
             *(name, loss, shuffled, shuffled - loss),
         )
         return result
+
+    def _with_same_features(self, name: str) -> list[str]:
+        """Name this stage and those right after it while no image's features change."""
+        names = list(self.stages)
+        return list(
+            takewhile(
+                lambda other: other in self._frozen and self.data[other] is self.data[name],
+                names[names.index(name) :],
+            )
+        )
 
     def _remember_start(self, folder: Path, names: list[str]) -> dict[str, str]:
         """Hashes of the stage's first weights, for the proof of what moved."""

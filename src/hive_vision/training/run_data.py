@@ -4,13 +4,14 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from accelerate import PartialState
 from numpy.typing import NDArray
 
 from hive_vision.data.captions import MIN_HELD_OUT, CaptionDataset, split_held_out
+from hive_vision.data.features import FeatureStore
 from hive_vision.data.instruction_sources import Instructions, open_instructions, split_off
 from hive_vision.data.instructions import InstructionDataset
 from hive_vision.data.quarantine import read_quarantine, usable_pairs
@@ -52,6 +53,11 @@ class RunData(Generic[D]):
     excluded: int
     num_workers: int
     unit: str = "captions"
+
+    def with_features(self, store: FeatureStore) -> Self:
+        """Give the same data with features of a store: first all images to learn from."""
+        held_out = self.held_out.with_features(store, len(self.train.distinct_images))
+        return replace(self, train=self.train.with_features(store, 0), held_out=held_out)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ recipe.yaml        the resolved recipe            stage1/ stage2/ stage3/
 environment.json   versions and hardware            checkpoint-N/  while the stage runs
 metrics.jsonl      every logged number              model/         when it is done
 bad_samples.jsonl  samples that were replaced       result.json    its losses and proof
+features/          of all images, while needed
 results.json       the summary                    encoder/         the plain encoder
 """
 
@@ -149,6 +150,7 @@ FREE_KEYS = (
     "faults.stall_seconds",
     "faults.grace_seconds",
     "probe_after_stage",
+    "cache_features",
 )
 
 
