@@ -17,10 +17,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    LlamaConfig,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
-    SiglipVisionConfig,
 )
 
 from hive_vision.analysis.findings import CaptionedImage, MapFindings, Shown
@@ -30,25 +28,11 @@ from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.processing import HiveProcessor
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from hive_vision.reporting.map_report import MapStyle, write_maps
+from hive_vision.studies.recipe_model import backbone_config
 
 CAPTION = "a horse rider in full riding gear is riding on a horse"  # Figure 2
-VISION = SiglipVisionConfig(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    image_size=384,
-    patch_size=16,
-)
-LANGUAGE = LlamaConfig(
-    hidden_size=960,
-    intermediate_size=2560,
-    num_hidden_layers=32,
-    num_attention_heads=15,
-    num_key_value_heads=5,
-    vocab_size=32000,
-    tie_word_embeddings=True,
-)
+VISION = backbone_config("google/siglip-large-patch16-384", "vision")
+LANGUAGE = backbone_config("facebook/MobileLLM-350M", "language")
 
 
 def main() -> None:

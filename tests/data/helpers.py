@@ -152,3 +152,24 @@ def write_shards(
             members.append((f"{index:03}.{form}", content.encode()))
         write_shard(folder / f"part-{start // per_shard:05}.tar", members)
     return folder
+
+
+def images_with_captions(
+    folder: Path, images: int, each: int, bad: int, texts: Sequence[str], side: int
+) -> tuple[list[str], list[list[str]]]:
+    """Write images of noise, one of which cannot be read.
+
+    Returns:
+        Their names, and so many captions of 3 to 8 words for each.
+    """
+    random = np.random.default_rng(0)
+    names = [f"{index:02}.png" for index in range(images)]
+    for name in names:
+        pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / names[bad]).write_bytes(b"this is no image")
+    captions = [
+        [" ".join(random.choice(texts, size=int(random.integers(3, 9)))) for _ in range(each)]
+        for _ in names
+    ]
+    return names, captions

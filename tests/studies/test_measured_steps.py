@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hive_vision.studies.measured_steps import StepCase, measure_apart, measure_steps, spread
+from hive_vision.studies.measured_steps import StepCase, measure_apart, measure_steps
 from hive_vision.studies.recipe_model import recipe_model
 from hive_vision.training.arguments import PretrainArguments
 from tests.training.conftest import recipe
@@ -50,7 +50,3 @@ def test_what_fails_is_one_line(
     with pytest.raises(error, match=words) as failure:
         measure_apart(case)
     assert "\n" not in str(failure.value)
-
-
-def test_spread() -> None:
-    assert spread([3.0, 1.0, 7.0]) == (3.0, 1.0, 7.0)

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from hive_vision.training.finetune import finetune
 from hive_vision.training.job import Job
 from hive_vision.training.pretrain import pretrain
 from tests.conftest import IMAGE_SIZE, WORDS, vision_config
-from tests.data.helpers import write_coco
+from tests.data.helpers import images_with_captions, write_coco
 from tests.training.conftest import stage, write_conversations
 
 Recipe = Callable[..., Any]
@@ -35,16 +33,7 @@ IMAGES, EACH, BAD = 20, 3, 5
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
     """Images with several captions each; one of them cannot be read."""
-    random = np.random.default_rng(0)
-    names = [f"{index:02}.png" for index in range(IMAGES)]
-    for name in names:
-        pixels = random.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / name)
-    (tmp_path / names[BAD]).write_bytes(b"this is no image")
-    captions = [
-        [" ".join(random.choice(WORDS, size=int(random.integers(3, 9)))) for _ in range(EACH)]
-        for _ in names
-    ]
+    names, captions = images_with_captions(tmp_path, IMAGES, EACH, BAD, WORDS, IMAGE_SIZE)
     captions[7][1] = "  "
     return write_coco(tmp_path / "captions.json", names, captions)
 

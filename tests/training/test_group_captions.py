@@ -5,10 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from hive_vision.models.backbones import backbones_of
@@ -16,7 +14,7 @@ from hive_vision.training.arguments import PretrainArguments
 from hive_vision.training.errors import InterruptedRunError
 from hive_vision.training.pretrain import pretrain
 from tests.conftest import IMAGE_SIZE, WORDS
-from tests.data.helpers import write_coco
+from tests.data.helpers import images_with_captions, write_coco
 from tests.training.conftest import stage
 from tests.training.test_trainer import make_trainer
 
@@ -27,16 +25,7 @@ Recipe = Callable[..., PretrainArguments]
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
     """16 images with five captions each; one of them cannot be read."""
-    random = np.random.default_rng(0)
-    names = [f"{index:02}.png" for index in range(IMAGES)]
-    for name in names:
-        pixels = random.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / name)
-    (tmp_path / names[5]).write_bytes(b"this is no image")
-    captions = [
-        [" ".join(random.choice(WORDS, size=int(random.integers(3, 9)))) for _ in range(EACH)]
-        for _ in names
-    ]
+    names, captions = images_with_captions(tmp_path, IMAGES, EACH, 5, WORDS, IMAGE_SIZE)
     return write_coco(tmp_path / "captions.json", names, captions)
 
 

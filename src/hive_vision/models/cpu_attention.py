@@ -1,8 +1,8 @@
 """Attention whose backward pass is fast in bfloat16 on a CPU.
 
-PyTorch's fused attention is the fastest forward pass there, but its backward pass is three to
-seven times slower than the matrix products it consists of (benchmarks/cpu_attention.py). So where
-a gradient will be needed, the products are written out.
+PyTorch's fused attention is the fastest forward pass there, but its backward pass is slower than
+the matrix products it consists of (benchmarks/cpu_attention.py). So where a gradient will be
+needed, the products are written out.
 
 Shapes: B samples, Q query heads, K key/value heads, T queries, N keys, d head width.
 """

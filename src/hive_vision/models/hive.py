@@ -224,6 +224,24 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         projected = {layer: self.projectors[0](features[layer]) for layer in set(layers)}
         return tuple(projected[layer] for layer in layers)
 
+    def _attended(
+        self,
+        text: Tensor | None,
+        image_features: Tensor | Sequence[Tensor],
+        mask: Tensor | None,
+        index: Tensor | None,
+    ) -> dict[str, Any]:
+        """What the cross-attentions find among the language model's arguments."""
+        if isinstance(image_features, Tensor):
+            image_features = image_features.unbind(1)
+        _check_pairs(text, image_features[0] if index is None else index)
+        found: dict[str, Any] = {"image_features": tuple(image_features)}
+        if mask is not None:
+            found["image_mask"] = self._image_mask(mask)
+        if index is not None:
+            found["image_index"] = index
+        return found
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -277,21 +295,14 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 pixel_values, **_padding(pixel_attention_mask, spatial_shapes)
             )
             image_features_mask = pixel_attention_mask
-        if encoder_features is not None:
+        elif encoder_features is not None:
             layers = sorted(set(self.config.encoder_layers))
             kept = encoder_features.to(self.dtype).unbind(1)
             image_features = self._project(dict(zip(layers, kept, strict=True)))
         weights: list[Tensor] | None = None
         if image_features is not None:
-            if isinstance(image_features, Tensor):
-                image_features = image_features.unbind(1)
-            kwargs["image_features"] = tuple(image_features)
-            if image_features_mask is not None:
-                kwargs["image_mask"] = self._image_mask(image_features_mask)
             text = input_ids if inputs_embeds is None else inputs_embeds
-            _check_pairs(text, image_features[0] if image_index is None else image_index)
-            if image_index is not None:
-                kwargs["image_index"] = image_index
+            kwargs |= self._attended(text, image_features, image_features_mask, image_index)
             if output_cross_attentions:
                 kwargs["cross_attention_weights"] = weights = []
         outputs = self.language_model.base_model(

@@ -8,7 +8,7 @@ Shapes: B captions of a micro-batch, T text tokens.
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,8 +226,3 @@ def _fullest_moment(device: str) -> Iterator[list[int]]:
         done.set()
         looker.join()
         seen.append(used_memory(device))
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, smallest and largest."""
-    return median(values), min(values), max(values)

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from hive_vision.models.backbones import has_any_size, image_token_counts, pair
 from hive_vision.models.layer_selection import select_encoder_layers
 from hive_vision.studies.data_bench import read_alone
 from hive_vision.studies.feed import open_feed
-from hive_vision.studies.measured_steps import MeasuredSteps, StepCase, measure_apart, spread
+from hive_vision.studies.measured_steps import MeasuredSteps, StepCase, measure_apart
 from hive_vision.studies.plan import caption_lengths, data_is_here
 from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.arguments import Method, PretrainArguments
@@ -213,13 +214,13 @@ def _summary(
         result |= {
             "counted_by_torch": counted / batch,
             "seconds": seconds,
-            "seconds_spread": spread(seconds),
+            "seconds_spread": _spread(seconds),
             "parts": {
-                part: spread([getattr(steps, part) for steps in measured])[0]
+                part: median(getattr(steps, part) for steps in measured)
                 for part in ("forward", "backward", "optimizer")
             },
-            "share_of_ceiling": spread(shares),
-            "ceiling": spread([steps.speed for steps in measured]),
+            "share_of_ceiling": _spread(shares),
+            "ceiling": _spread([steps.speed for steps in measured]),
             "memory": max(steps.memory for steps in measured),
         }
     return result
@@ -276,3 +277,8 @@ def _beside_vision(trace: Trace, tokens: float) -> float:
     """Operations of everything but the encoder: what the paper's ratios can only be of."""
     flops = trace.flops_by_place(tokens)
     return sum(amount for place, amount in flops.items() if place.component != VISION)
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest."""
+    return median(values), min(values), max(values)
