@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-eval test-browser lint clean
+.PHONY: help install demo test test-distributed test-faults test-eval test-browser lint clean
 
 help:
 	@echo "make demo   the paper in miniature: base, sa, cascaded and hive side by side (CPU, offline)"
 	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make test-distributed  two processes end where one ends: DDP, FSDP2, torchrun, accelerate"
 	@echo "make test-faults  runs killed at 25 random times end with the same weights"
 	@echo "make test-eval  VLM benchmarks through lmms-eval, in an environment of its own"
 	@echo "make test-browser  the report in a browser, as wide as a screen and as a telephone"
@@ -31,6 +32,10 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+# Every test starts two processes, so one test at a time.
+test-distributed: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:xdist tests/distributed
 
 # Longer than make test allows: 25 kills at random times, every run to the same bytes.
 test-faults: install

@@ -264,6 +264,19 @@ class TestInstructLlama:
         assert tokenizer.decode(tokenizer("Zażółć").input_ids, skip_special_tokens=True) == "Zażółć"
         assert tokenizer.tokenize(IMAGE_TOKEN) == [IMAGE_TOKEN]
 
+    def test_a_phrase_is_a_token_and_the_longest_that_fits(self, tmp_path):
+        phrases = ("\nIn one word.", "\nOr say that it is unknown.\nIn one word.")
+        train_instruct_llama(self.TALK, tmp_path / "llama", UNTRAINED, phrases)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
+        for phrase in phrases:
+            text = f"USER: is it red?{phrase} ASSISTANT: yes"
+            tokens = tokenizer.tokenize(text)
+            assert phrase in tokens
+            assert tokens[tokens.index(phrase) - 1].endswith("?")
+            assert tokens[tokens.index(phrase) + 1].startswith("\u0120")
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
     def test_is_not_overwritten(self, folder):
         with pytest.raises(ValueError, match="exists already"):
             train_instruct_llama(self.TALK, folder, UNTRAINED)

@@ -1,4 +1,4 @@
-"""With one process; with several see tests/integration/test_several_processes.py."""
+"""With one process; with several see tests/distributed/test_several_processes.py."""
 
 import pytest
 

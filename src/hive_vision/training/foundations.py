@@ -128,7 +128,10 @@ def train_foundations(data: Path, folder: Path, settings: Foundations) -> None:
 
 
 def train_instruct_llama(
-    conversations: Sequence[Sequence[Turn]], folder: Path, settings: Foundations
+    conversations: Sequence[Sequence[Turn]],
+    folder: Path,
+    settings: Foundations,
+    phrases: Sequence[str] = (),
 ) -> None:
     """Train a Llama on conversations' text, with LLaVA's chat template and words as tokens.
 
@@ -139,6 +142,7 @@ def train_instruct_llama(
         conversations: What to learn, without image tokens.
         folder: The folder to make.
         settings: Sizes and lengths.
+        phrases: Texts that are a token each, for what stands in the same words again and again.
 
     Raises:
         ValueError: If ``folder`` exists.
@@ -148,6 +152,7 @@ def train_instruct_llama(
     with written_aside(folder) as aside:
         said = [words for text in texts for words in text.split(_EOS)]
         tokenizer = _train_tokenizer(said, 2 * settings.vocabulary_size)
+        tokenizer.add_tokens(list(phrases))
         smaller = replace(
             settings,
             language_layers=max(1, settings.language_layers // 2),

@@ -13,7 +13,13 @@ from hive_vision.conversation import IMAGE_TOKEN, Turn
 from hive_vision.data.instruction_sources import InstructionSource, open_instructions
 from hive_vision.data.instructions import read_turns
 from hive_vision.data.miniature import MiniatureData, build_miniature_data, build_vlm_data
-from hive_vision.data.miniature.vlm import SETTINGS, vlm_settings
+from hive_vision.data.miniature.vlm import (
+    BRIEFLY,
+    LETTER,
+    OR_UNANSWERABLE,
+    SETTINGS,
+    vlm_settings,
+)
 from hive_vision.folders import flatten, read_json
 from hive_vision.training.foundations import Foundations, train_foundations, train_instruct_llama
 
@@ -102,7 +108,9 @@ def ensure_vlm_data(settings: MiniatureSettings) -> Path:
             ]
             for row in range(len(stored))
         ]
-        train_instruct_llama(conversations, llama, settings.foundations)
+        # A third of what they would be long otherwise.
+        prompts = (BRIEFLY, OR_UNANSWERABLE, LETTER)
+        train_instruct_llama(conversations, llama, settings.foundations, phrases=prompts)
     return folder
 
 
