@@ -3,14 +3,13 @@
     python benchmarks/captions_per_image.py [--rounds 3] [--method hive]
 
 The recipe paper-siglip-l16-384 with random weights, stage 2 (encoder frozen, everything else
-trained), bfloat16 autocast: the forward and backward pass of ten
+trained), the precision of this machine: the forward and backward pass of ten
 captions of two images against ten captions with an image each, in turns. The optimiser's step,
 which is the same for both and paid once for a whole batch, is left out, as is reading images.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from hive_vision.studies.measured_steps import now
 from hive_vision.studies.recipe_model import recipe_model
+from hive_vision.training.hardware import precision_on, prepare_model, this_device
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.stages import apply_rules
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--method", choices=("hive", "cascaded", "sa"), default="hive")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = this_device()
     torch.manual_seed(0)
     model = build(options.method, device)
     contestants = {
@@ -48,7 +49,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names[:: 1 if number % 2 else -1]:
-            took = timed(lambda name=name: step(model, contestants[name]), device)
+            took = timed(lambda name=name: step(model, contestants[name]))
             seconds[name].append(took / CAPTIONS)
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
@@ -76,6 +77,7 @@ def build(method: str, device: str) -> PreTrainedModel:
     recipe = load_recipe("paper-siglip-l16-384", [f"method={method}"])
     model, _, _ = recipe_model(recipe, device)
     apply_rules(model, recipe.stage2.rules)
+    prepare_model(model, recipe)
     return model.train()
 
 
@@ -102,17 +104,17 @@ def batch_of(model: PreTrainedModel, method: str, each: int, device: str) -> dic
 
 def step(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     model.zero_grad()
-    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
+    device = batch["input_ids"].device.type
+    precision = precision_on(device, "auto")
+    with torch.autocast(device, precision, enabled=precision != torch.float32):
         loss = model(**batch, return_logits=False).loss
     loss.backward()
 
 
-def timed(function: Callable[[], None], device: str) -> float:
-    started = time.perf_counter()
+def timed(function: Callable[[], None]) -> float:
+    started = now()
     function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return now() - started
 
 
 if __name__ == "__main__":

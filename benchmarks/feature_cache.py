@@ -4,11 +4,11 @@
 
 Stage 2 (encoder frozen, everything else trained) of two models with random weights: the
 miniature's shapes in float32, batches of 64, and SigLIP-L/16 at 384 pixels with some of its 24
-layers and a Llama of MobileLLM-350M's width in bfloat16 autocast, batches of 4. Both contestants
-take their batches from a loader in this process, forward, backward and AdamW included, in turns:
-one decodes PNG images and encodes them, the other reads features from a memory-mapped file (in the
-operating system's memory after the first round, as in a run whose features fit there). The pass
-that computes the features is timed apart; "pays after" is in how many passes over the data.
+layers and a Llama of MobileLLM-350M's width in the precision of this machine, batches of 4. Both
+contestants take their batches from a loader in this process, forward, backward and AdamW included,
+in turns: one decodes PNG images and encodes them, the other reads features from a memory-mapped
+file (in the operating system's memory after the first round, as in a run whose features fit there).
+The pass that computes the features is timed apart; "pays after" is in passes over the data.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from transformers import LlamaConfig, SiglipImageProcessor, SiglipVisionConfig
 
 from hive_vision.data.features import FeatureStore
 from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.training.hardware import precision_on, prepare_model, this_device
+from hive_vision.training.recipes import load_recipe
 
 
 def main() -> None:
@@ -42,12 +44,12 @@ def main() -> None:
             shapes(1024, 4096, options.layers, 16, 384, 16),
             language(960, max(2, 32 * options.layers // 24), 15),
             4,
-            torch.bfloat16,
+            precision_on(this_device(), "auto"),
         ),
     }
     if options.tiny:
         cases = {"tiny": Case(shapes(32, 64, 4, 4, 32, 8), language(32, 2, 4), 4, torch.float32)}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = this_device()
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(
         f"hive, stage 2, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
@@ -125,7 +127,8 @@ class Bench:
             nn.init.normal_(block.o_proj.weight, std=0.02)
         self.model.vision_model.requires_grad_(False)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        prepare_model(self.model, load_recipe("miniature"))  # the attention that a run has
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         size = {"height": case.vision.image_size, "width": case.vision.image_size}
         self.processor = SiglipImageProcessor(size=size)
         self.count = case.batch * steps

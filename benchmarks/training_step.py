@@ -11,10 +11,7 @@ to results/training_step.md.
 
 import argparse
 import json
-import multiprocessing
 import platform
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +23,7 @@ from hive_vision.analysis.tracing import Trace
 from hive_vision.studies.measured_steps import (
     MeasuredSteps,
     StepCase,
-    measure_steps,
+    measure_apart,
     time_steps,
     used_memory,
 )
@@ -104,7 +101,7 @@ def table(
         method, tokens = CASES[name]
         share = "-"
         if method != "llava":
-            flops = options.batch * trace(method, stage).flops_per_sample(tokens)
+            flops = options.batch * trace(method, stage, *options.override).flops_per_sample(tokens)
             share = f"{median(flops / m.seconds / m.speed for m in turns):.0%}"
             if name == "hive, 15":
                 share += f" (bar {CEILING[number][0]:.0%}, aim {CEILING[number][1]:.0%})"
@@ -131,17 +128,16 @@ def recipe(method: str, overrides: list[str]) -> PretrainArguments:
 
 
 @cache
-def trace(method: str, stage: str) -> Trace:
+def trace(method: str, stage: str, *overrides: str) -> Trace:
     from hive_vision.studies.profile import costs_of
 
-    return costs_of(recipe(method, []), [stage])[stage].plain
+    arguments = recipe(method, list(overrides))
+    return costs_of(arguments, [stage])[stage].trace(arguments.gradient_checkpointing)
 
 
 def apart(method: str, stage: str, batch: int, tokens: int, overrides: list[str]) -> MeasuredSteps:
     case = StepCase(recipe(method, overrides), stage, batch, tokens, steps=2)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure_llava if method == "llava" else measure_steps, case).result()
+    return measure_apart(case, measure_llava if method == "llava" else None)
 
 
 def measure_llava(case: StepCase) -> MeasuredSteps:
@@ -181,8 +177,8 @@ def measure_llava(case: StepCase) -> MeasuredSteps:
         batch = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
         return model(**batch, labels=labels).loss
 
-    once = replace(case, counts=False)
-    return time_steps(model, loss, precision_on(device, "auto"), once, before)
+    precision = precision_on(device, case.arguments.precision)
+    return time_steps(model, loss, precision, case, before)
 
 
 if __name__ == "__main__":

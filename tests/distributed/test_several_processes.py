@@ -1,6 +1,7 @@
 """Two gloo processes give what one gives: DDP and FSDP2, all methods and stages.
 
-Not collected by ``make test``, whose two workers would fight for the cores (``make test-distributed``).
+Not collected by ``make test``, whose two workers would fight with them for the cores
+(``make test-distributed``).
 """
 
 import json
@@ -20,8 +21,8 @@ from safetensors.torch import load_file
 from hive_vision.folders import check_folder
 from tests.conftest import WORDS
 from tests.data.helpers import write_coco, write_images
-from tests.evaluation.helpers import write_colours
 from tests.distributed import several_processes
+from tests.evaluation.helpers import write_colours
 from tests.training.conftest import VLM_RULES, write_conversations
 
 HERE = Path(__file__).parent

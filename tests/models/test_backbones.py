@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,14 @@ def test_of_a_dual_encoder_the_vision_half_is_taken(family: str, tmp_path: Path)
         expected = half.eval()(images(2)).last_hidden_state
         assert torch.equal(vision.eval()(images(2)).last_hidden_state, expected)
     assert load_config(config, "vision").model_type == vision.config.model_type
+
+
+@pytest.mark.parametrize("load", [load_vision_model, load_language_model])
+def test_half_precision_configurations_are_made_in_float32(load: Any) -> None:
+    """As their checkpoints are loaded: what a plan says holds for the run."""
+    config = vision_config("siglip") if load is load_vision_model else text_config("llama")
+    config.dtype = torch.bfloat16
+    assert {parameter.dtype for parameter in load(config).parameters()} == {torch.float32}
 
 
 def test_half_precision_checkpoints_are_loaded_in_float32(tmp_path: Path) -> None:

@@ -86,6 +86,20 @@ def test_sdpa_does_what_it_is_better_at(reason: str, monkeypatch: pytest.MonkeyP
     assert calls[0]["dropout"] == dropout
 
 
+def test_autocast_says_what_is_computed(
+    open_hive: MakeHive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary embeddings make float32 of queries and keys: the language model too has products."""
+    monkeypatch.setattr("hive_vision.models.cpu_attention.sdpa_attention_forward", None)
+    model = deepcopy(open_hive("siglip", "llama")).train()
+    model.set_attn_implementation(CPU_ATTENTION)
+    ids = torch.randint(3, 200, (2, 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(pixel_values=torch.randn(2, 3, 32, 32), input_ids=ids, labels=ids).loss.backward()
+    with pytest.raises(TypeError, match="not callable"), torch.no_grad():
+        model(pixel_values=torch.randn(2, 3, 32, 32), input_ids=ids)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_whole_model_computes_the_same(open_hive: MakeHive, padded: bool) -> None:
     """In bfloat16 within its rounding: loss and every gradient, for right-padded captions."""

@@ -10,6 +10,7 @@ from hive_vision.data.captions import CaptionDataset
 from hive_vision.folders import write_json
 from hive_vision.studies.data_bench import bench_data, workers_needed
 from hive_vision.studies.plan import make_plan
+from hive_vision.training.feature_cache import NOTE
 from hive_vision.training.run_folder import RunFolder
 from tests.studies.test_data_checks import recipe
 
@@ -73,6 +74,11 @@ def test_a_stage_against_a_run(
     assert bench() == expected
     assert bench("data.num_workers=1", "data.holdout=0.3") == expected
     assert bench("stage1.batch_size=8")[0][1].startswith("plan for ")  # another step
+    write_json(run.stage("stage1") / NOTE, {"is_used": True, "why": "..."})
+    write_json(run.stage("stage2") / NOTE, {"is_used": False, "why": "..."})
+    assert bench() == expected[1:]  # the first reads no images
+    write_json(run.stage("stage3") / "result.json", {"seconds_per_step": 0.0})
+    assert bench()[0][1].startswith("plan for ")  # nothing of the last one was timed
 
 
 def test_no_image_twice(

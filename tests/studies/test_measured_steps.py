@@ -1,12 +1,19 @@
 """Real steps of a recipe's model with random weights."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from hive_vision.studies.measured_steps import StepCase, measure_apart, measure_steps
+from hive_vision.studies.measured_steps import (
+    MeasuredSteps,
+    StepCase,
+    measure_apart,
+    measure_steps,
+)
 from hive_vision.studies.recipe_model import recipe_model
 from hive_vision.training.arguments import PretrainArguments
 from tests.training.conftest import recipe
@@ -50,3 +57,20 @@ def test_what_fails_is_one_line(
     with pytest.raises(error, match=words) as failure:
         measure_apart(case)
     assert "\n" not in str(failure.value)
+
+
+def _die(case: StepCase) -> MeasuredSteps:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _fail(case: StepCase) -> MeasuredSteps:
+    raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_advice_is_for_a_lack_of_memory_only(recipe: Recipe) -> None:
+    case = StepCase(recipe(), "stage1", 2, 5)
+    with pytest.raises(RuntimeError, match=r"stage1 of hive with 2 captions .* give fewer at once"):
+        measure_apart(case, _die)
+    with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
+        measure_apart(case, _fail)

@@ -123,6 +123,14 @@ def test_what_does_not_fit_says_how_many_devices(tmp_path: Path) -> None:
     assert together["hours"] == pytest.approx(alone["hours"] / needed)
 
 
+def test_fewest_devices_may_be_any_divisor_of_the_batch(tmp_path: Path) -> None:
+    overrides = ["stage1.max_steps=0", "stage2.max_steps=0", "stage3.batch_size=9"]
+    overrides += ["micro_batch_size=1", f"model.vision={wide(tmp_path)}"]
+    (alone,) = make_plan(load_recipe("paper-siglip-l16-384", overrides), "L4", tokens=16)["stages"]
+    assert not alone["fits"]
+    assert alone["devices_needed"] in (3, 9)
+
+
 def wide(folder: Path) -> Path:
     """SigLIP with four times the width and a few blocks: about 1.4 billion parameters."""
     config = backbone_config("google/siglip-large-patch16-384", "vision")

@@ -40,6 +40,25 @@ def test_everything_is_measured_in_turns(recipe: Recipe) -> None:
             assert abs(difference) < 0.05  # tiny models: a token less of one caption is much
 
 
+def test_checkpointing_is_counted_as_it_is_measured(recipe: Recipe) -> None:
+    arguments = recipe(
+        gradient_checkpointing=True,
+        stage1=stage(1, max_steps=0),
+        stage2=stage(2, max_steps=0),
+    )
+    options = {"methods": ("hive",), "batch": 3, "tokens": 6, "scaling": False}
+    (one,) = profile(arguments, ProfileArguments(repetitions=1, **options))["stages"]
+    (plain,) = counted(replace(arguments, gradient_checkpointing=False), **options)["stages"]
+    found = one["methods"]["hive"]
+    assert found["counted_by_torch"] == pytest.approx(found["flops_per_caption"], rel=0.05)
+    again = plain["methods"]["hive"]["flops_per_caption"]
+    assert found["flops_per_caption"] > 1.1 * again
+
+
+def test_only_sa_and_hive_are_scaled(recipe: Recipe) -> None:
+    assert counted(recipe(), methods=("cascaded",), tokens=9)["scaling"] == []
+
+
 def test_components_add_up_and_sa_reads_the_image(recipe: Recipe) -> None:
     (one,) = counted(recipe(), stages=("stage2",), tokens=9, scaling=False)["stages"]
     for numbers in one["methods"].values():
@@ -104,6 +123,7 @@ def test_formulas_are_for_the_recipe(paper: dict[str, Any]) -> None:
     ("options", "words"),
     [
         ({"methods": ("base",)}, "methods has 'base'; it takes sa, hive, cascaded"),
+        ({"methods": ()}, "methods is empty; give at least one of sa, hive, cascaded"),
         ({"batch": 0}, "batch is 0"),
         ({"stages": ("stage9",)}, "stages has 'stage9'; the recipe has stage1, stage2, stage3"),
     ],
@@ -112,6 +132,12 @@ def test_mistakes_are_one_line(recipe: Recipe, options: dict[str, Any], words: s
     with pytest.raises(ValueError, match=words) as error:
         counted(recipe(), **options)
     assert "\n" not in str(error.value)
+
+
+def test_nothing_to_profile(recipe: Recipe) -> None:
+    nothing = {f"stage{n}": stage(n, max_steps=0) for n in (1, 2, 3)}
+    with pytest.raises(ValueError, match="max_steps is 0 in every stage"):
+        counted(recipe(**nothing))
 
 
 def test_a_measured_plan_has_the_speed_that_was_measured(recipe: Recipe) -> None:
@@ -123,5 +149,10 @@ def test_a_measured_plan_has_the_speed_that_was_measured(recipe: Recipe) -> None
     assert measured["hours"] == pytest.approx(hours)
     (assumed,) = make_plan(arguments, tokens=8)["stages"]
     assert assumed["measured"] is None
+    factor = found["memory"] / found["predicted_memory"]
+    for name, memory in assumed["memory"].items():
+        for part, size in memory["at_micro_batch"].items():
+            corrected = measured["memory"][name]["at_micro_batch"][part]
+            assert corrected == pytest.approx(factor * size), part
     with pytest.raises(ValueError, match="device is 'H100', but measure=true"):
         make_plan(arguments, "H100", measure=True)

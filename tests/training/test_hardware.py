@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hive_vision.models.backbones import blocks_of
 from hive_vision.models.cpu_attention import CPU_ATTENTION
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.training.hardware import (
@@ -12,7 +13,6 @@ from hive_vision.training.hardware import (
     split_batch,
     training_arguments,
 )
-from hive_vision.training.stages import blocks_of
 from tests.models.helpers import open_cross_attentions
 from tests.training.conftest import stage
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hive_vision.analysis.components import components_of
 from hive_vision.analysis.tracing import Sizes, Trace, choose_sizes, trace_step
+from hive_vision.models.backbones import blocks_of
 
 # AdamW keeps two numbers for each trained parameter.
 _STATES = 2
@@ -111,18 +111,25 @@ class StageCost:
         )
 
 
-def stage_cost(model: PreTrainedModel, images: Mapping[str, Tensor], **options: Any) -> StageCost:
+def stage_cost(
+    model: PreTrainedModel,
+    images: Mapping[str, Tensor],
+    *,
+    image_tokens: int = 0,
+    autocast: torch.dtype | None = None,
+    checkpointing: bool = True,
+) -> StageCost:
     """Trace a model on the meta device as a stage trains it.
 
     Args:
         model: On the meta device, its parameters frozen or not as the stage says.
         images: What the encoder is called with for one image.
-        **options: ``image_tokens``: how many placeholders stand for an image; ``autocast``:
-            precision of the products; ``checkpointing``: ``False`` leaves that trace out.
+        image_tokens: How many placeholders stand for an image.
+        autocast: Precision of the products, if it is another than the weights'.
+        checkpointing: Also trace with gradient checkpointing, where the model has it.
     """
-    image_tokens = options.get("image_tokens", 0)
     sizes = choose_sizes(model, image_tokens)
-    may_checkpoint = model.supports_gradient_checkpointing and options.get("checkpointing", True)
+    may_checkpoint = model.supports_gradient_checkpointing and checkpointing
     model.train()
 
     def trace(checkpointing: bool) -> Trace:
@@ -131,7 +138,7 @@ def stage_cost(model: PreTrainedModel, images: Mapping[str, Tensor], **options: 
             _batch(images, sizes),
             lambda inputs: _loss(model, inputs, sizes.text),
             sizes,
-            autocast=options.get("autocast"),
+            autocast=autocast,
             checkpointing=checkpointing,
             components=components_of(model),
         )
@@ -174,10 +181,9 @@ def _loss(model: PreTrainedModel, inputs: Mapping[str, Tensor], text: int) -> Te
 
 
 def _gathered(model: PreTrainedModel) -> float:
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
-    blocks = {id(block): block for stack in stacks for block in stack}
-    sizes = [sum(map(_bytes, block.parameters())) for block in blocks.values()]
-    inside = {id(p) for block in blocks.values() for p in block.parameters()}
+    blocks = blocks_of(model)
+    sizes = [sum(map(_bytes, block.parameters())) for block in blocks]
+    inside = {id(p) for block in blocks for p in block.parameters()}
     outside = sum(_bytes(p) for p in model.parameters() if id(p) not in inside)
     return outside + 2 * max(sizes, default=0)
 

@@ -103,12 +103,17 @@ def _this_cpu(precision: torch.dtype | None) -> Device:
 def measured_speed(kind: str, precision: torch.dtype, seconds: float = 0.3) -> float:
     """Measure matrix products for a moment: operations per second of the fastest."""
     size = 8192 if kind == "cuda" else 1024
-    matrix = torch.ones(size, size, dtype=precision, device=kind)
+    matrix = torch.randn(size, size, device=kind).to(precision)
+
+    def product() -> float:
+        start = time.perf_counter()
+        corner = (matrix @ matrix)[0, 0]
+        if kind == "cuda":
+            corner.item()  # waits
+        return time.perf_counter() - start
+
+    product()  # kernels are chosen and loaded
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        start = time.perf_counter()
-        product = matrix @ matrix
-        if kind == "cuda":
-            product[0, 0].item()  # waits
-        best = min(best, time.perf_counter() - start)
+        best = min(best, product())
     return 2 * size**3 / best

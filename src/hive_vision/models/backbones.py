@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from hive_vision.models import mobilellm
+from hive_vision.models.cross_attention import CrossAttention
 
 _INPUTS = {"vision": "pixel_values", "language": "input_ids"}
 
@@ -102,7 +103,8 @@ def _load(auto_class: Any, source: Source, role: str, needs_pooler: bool = True)
     report: dict[str, Any] = {}
     try:
         if isinstance(source, PreTrainedConfig):
-            model = auto_class.from_config(config)
+            # A configuration names the precision of the weights that it came with.
+            model = auto_class.from_config(config, dtype=torch.float32)
         else:
             model, report = _read(auto_class, source, config)
             inside = any(key.startswith("vision_model.") for key in report["unexpected_keys"])
@@ -269,6 +271,16 @@ def backbones_of(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedMod
     if model.config.model_type == "llava":
         return model.model.vision_tower, model.model.language_model
     return model.vision_model, model.language_model
+
+
+def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks that do nearly all of the work: of both backbones, and between them."""
+    vision, language = backbones_of(model)
+    return [
+        *find_blocks(vision, model.config.vision_config.num_hidden_layers),
+        *find_blocks(language, model.config.text_config.num_hidden_layers),
+        *(module for module in model.modules() if isinstance(module, CrossAttention)),
+    ]
 
 
 @contextmanager

@@ -47,7 +47,10 @@ def sdpa_or_products(
     """
     differentiated = torch.is_grad_enabled() and (query.requires_grad or value.requires_grad)
     special = dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias"))
-    if not differentiated or special or query.dtype != torch.bfloat16:
+    kind = query.device.type
+    # Rotary embeddings leave float32 behind, which autocast rounds before fused attention.
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    if not differentiated or special or precision != torch.bfloat16:
         output, _ = sdpa_attention_forward(
             module,
             query,
@@ -60,6 +63,7 @@ def sdpa_or_products(
             **kwargs,
         )
         return output, None
+    query, key, value = (states.to(precision) for states in (query, key, value))
     batch, heads, queries, width = query.shape
     groups, keys = key.shape[1:3]
     if is_causal is None:

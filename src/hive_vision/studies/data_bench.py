@@ -13,6 +13,7 @@ from hive_vision.settings import read_settings
 from hive_vision.studies.feed import Feed, open_feed
 from hive_vision.studies.plan import make_plan
 from hive_vision.training.arguments import FinetuneArguments, PretrainArguments
+from hive_vision.training.feature_cache import reads_features
 from hive_vision.training.run_folder import RunFolder, recipe_differences
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,11 @@ def _steps(
     own = [feed.stage] if isinstance(arguments, FinetuneArguments) else list(arguments.stages)
     own = [name for name in own if arguments.stages[name].steps(feed.data.samples)]
     measured = _measured(arguments, own)
-    if set(measured) == set(own):
-        return [{"name": n, "per_second": measured[n], "source": arguments.output} for n in own]
+    if measured is not None:
+        return [
+            {"name": name, "per_second": rate, "source": arguments.output}
+            for name, rate in measured.items()
+        ]
     if isinstance(arguments, FinetuneArguments):
         return [{"name": name, "per_second": None, "source": None} for name in own]
     plan = make_plan(arguments, device)
@@ -129,21 +133,26 @@ def _steps(
 
 def _measured(
     arguments: PretrainArguments | FinetuneArguments, stages: list[str]
-) -> dict[str, float]:
-    """Samples a second of finished stages, if the output is a run of this recipe on any data."""
+) -> dict[str, float] | None:
+    """Samples a second of the stages that read images, if the output is a run of this recipe.
+
+    ``None`` if it is not, or if a stage's speed is not known.
+    """
     run = RunFolder(arguments)
     if not (run.path / "recipe.yaml").is_file():
-        return {}
+        return None
     saved = read_settings(type(arguments), path=run.path / "recipe.yaml")
     changed = recipe_differences(RunFolder(saved).recipe, run.recipe)
     if not all(change.startswith("data.") for change in changed):
-        return {}
-    results = {name: run.stage_result(name) for name in stages}
-    return {
-        name: arguments.stages[name].batch_size / result["seconds_per_step"]
-        for name, result in results.items()
-        if result is not None
-    }
+        return None
+    rates = {}
+    for name in stages:
+        result = run.stage_result(name)
+        if result is None or not result["seconds_per_step"]:  # stopped behind its last step
+            return None
+        if not reads_features(run.stage(name)):
+            rates[name] = arguments.stages[name].batch_size / result["seconds_per_step"]
+    return rates
 
 
 class _Stopwatch:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -78,19 +79,28 @@ class MeasuredSteps:
     flops: float | None
 
 
-def measure_apart(case: StepCase) -> MeasuredSteps:
+def measure_apart(
+    case: StepCase, measure: Callable[[StepCase], MeasuredSteps] | None = None
+) -> MeasuredSteps:
     """Measure a case in a process of its own.
 
+    Args:
+        case: What to measure.
+        measure: How; ``measure_steps`` if not given.
+
     Raises:
-        RuntimeError: If the process ended before it was done, as where memory is short.
+        RuntimeError: If memory was short, or the process was killed.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(measure_steps, case).result()
+            return pool.submit(measure or measure_steps, case).result()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            short = isinstance(error, BrokenProcessPool | torch.OutOfMemoryError)
+            if not short and "can't allocate memory" not in str(error):
+                raise
+            reason = " ".join(str(error).split())
             raise RuntimeError(
                 f"{case.stage} of {case.arguments.method} with {case.batch} captions of "
                 f"{case.tokens} tokens did not end ({reason}); give fewer at once"
@@ -144,15 +154,15 @@ def time_steps(
             return loss()
 
     def step() -> tuple[float, float, float]:
-        times = [_now()]
+        times = [now()]
         result = forward()
-        times.append(_now())
+        times.append(now())
         torch.autograd.backward(result)
-        times.append(_now())
+        times.append(now())
         torch.nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        times.append(_now())
+        times.append(now())
         return times[1] - times[0], times[2] - times[1], times[3] - times[2]
 
     step()  # memory is allocated, kernels are chosen
@@ -197,7 +207,8 @@ def used_memory(device: str) -> int:
     return 0 if device == "cuda" else int(psutil.Process().memory_info().rss)
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds, once a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -13,7 +13,7 @@ from hive_vision.analysis.cost_model import StageCost, stage_cost
 from hive_vision.analysis.devices import USABLE_REASON, Device, find_device
 from hive_vision.data.captions import CaptionDataset
 from hive_vision.data.sampler import LengthBucketedSampler
-from hive_vision.models.processing import HiveProcessor
+from hive_vision.studies.feed import caption_processor
 from hive_vision.studies.measured_steps import StepCase, measure_apart
 from hive_vision.studies.recipe_model import recipe_model
 from hive_vision.training.arguments import PretrainArguments, StageArguments
@@ -148,11 +148,9 @@ def caption_lengths(
     """
     if tokens is not None:
         return Captions(tokens, math.ceil(tokens), samples, "given")
-    data, model = arguments.data, arguments.model
+    data = arguments.data
     if data_is_here(arguments):
-        processor = HiveProcessor.from_backbones(
-            model.vision, model.language, max_text_tokens=data.max_text_tokens
-        )
+        processor = caption_processor(arguments, data.max_text_tokens)
         train = load_run_data(data, processor).train
         return Captions(
             _padded_length(train, arguments),
@@ -252,7 +250,7 @@ class _Planner:
             "flops": total,
             "hours": (total / speed + self.steps * self.optimizer_seconds) / 3600,
             "memory": self._both(micro),
-            "fits": self._total(micro, chosen) <= self.device.memory,
+            "fits": self._fits(micro, chosen),
             "devices_needed": self._devices_needed(),
         }
 
@@ -274,42 +272,36 @@ class _Planner:
         return result
 
     def _memory(self, micro: int, checkpointing: bool) -> dict[str, float]:
-        memory = self._of(micro, checkpointing, self.devices)
-        return {**asdict(memory), "total": memory.total}
-
-    def _of(self, micro: int, checkpointing: bool, devices: int) -> Any:
-        return self.cost.memory(
+        memory = self.cost.memory(
             micro,
             self.captions.longest,
-            share=self.settings.batch_size // devices,
-            devices=devices,
+            share=self.settings.batch_size // self.devices,
+            devices=self.devices,
             sharded=self.arguments.sharding == "fsdp2",
             checkpointing=checkpointing,
             on_cpu=self.device.kind == "cpu",
         )
+        parts = {**asdict(memory), "total": memory.total}
+        return {name: size * self.memory_factor for name, size in parts.items()}
 
-    def _total(self, micro: int, checkpointing: bool) -> float:
-        return float(self._of(micro, checkpointing, self.devices).total) * self.memory_factor
+    def _fits(self, micro: int, checkpointing: bool) -> bool:
+        return self._memory(micro, checkpointing)["total"] <= self.device.memory
 
     def _largest(self, checkpointing: bool) -> int | None:
         """Largest micro-batch that fits and divides the batch."""
         share = self.settings.batch_size // self.devices
         for micro in range(share, 0, -1):
-            if share % micro == 0 and self._total(micro, checkpointing) <= self.device.memory:
+            if share % micro == 0 and self._fits(micro, checkpointing):
                 return micro
         return None
 
     def _devices_needed(self) -> int | None:
         """Fewest devices on which the stage fits one caption at a time; sharded if more than 1."""
         chosen = self.arguments.gradient_checkpointing
-        planner = replace(self, devices=1)
-        if planner._total(1, chosen) <= self.device.memory:
-            return 1
         sharded = replace(self.arguments, sharding="fsdp2")
-        count = 2
-        while count <= MAX_DEVICES and self.settings.batch_size % count == 0:
-            planner = replace(self, arguments=sharded, devices=count)
-            if planner._total(1, chosen) <= self.device.memory:
+        for count in range(1, min(self.settings.batch_size, MAX_DEVICES) + 1):
+            if self.settings.batch_size % count:
+                continue
+            if replace(self, arguments=sharded, devices=count)._fits(1, chosen):
                 return count
-            count *= 2
         return None

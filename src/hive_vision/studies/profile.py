@@ -40,12 +40,12 @@ class ProfileArguments:
     """What to profile of a recipe.
 
     Args:
-        methods: Which methods; the first one that is another is what hive is compared with.
+        methods: Which methods; hive is compared with sa where both are there.
         stages: Which stages; all that the recipe has if empty.
         batch: Captions of a micro-batch; the recipe's micro_batch_size if null.
         tokens: Length of every caption; that of the data, or 16 where it is not here, if null.
         repetitions: How often each case is measured, in turns; 0 counts operations only.
-        scaling: Also count operations at other resolutions and text lengths.
+        scaling: Also count operations at other resolutions and text lengths, of sa and hive.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -57,6 +57,8 @@ class ProfileArguments:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
+        if not self.methods:
+            raise ValueError(f"methods is empty; give at least one of {', '.join(METHODS)}")
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"methods has {method!r}; it takes {', '.join(METHODS)}")
@@ -94,6 +96,7 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
         for method in recipes
     }
     measured = _measure(cases, arguments.repetitions)
+    scales = arguments.scaling and {"sa", "hive"} & recipes.keys()
     device = this_device()
     precision = str(precision_on(device, recipe.precision)).removeprefix("torch.")
     return {
@@ -109,12 +112,12 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
         "stages": [
             {
                 "name": stage,
-                "steps": recipe.stages[stage].steps(captions.samples or 0),
-                "batch_size": recipe.stages[stage].batch_size,
                 "methods": {
                     method: {
-                        "flops": _by_component(costs[method][stage], tokens),
-                        **_summary(measured[stage, method], costs[method][stage], batch, tokens),
+                        "flops": _by_component(_trace(costs[method][stage], recipe), tokens),
+                        **_summary(
+                            measured[stage, method], costs[method][stage], recipe, batch, tokens
+                        ),
                     }
                     for method in recipes
                 },
@@ -122,12 +125,14 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
             for stage in stages
         ],
         "formulas": _formulas(recipe, tokens),
-        "scaling": list(_scaling(recipes, stages[-1], tokens)) if arguments.scaling else [],
+        "scaling": list(_scaling(recipes, stages[-1], tokens)) if scales else [],
     }
 
 
 def _stages(recipe: PretrainArguments, arguments: ProfileArguments) -> list[str]:
     chosen = [name for name, stage in recipe.stages.items() if stage.max_steps != 0]
+    if not chosen:
+        raise ValueError("max_steps is 0 in every stage, so there is nothing to profile")
     for name in arguments.stages:
         if name not in chosen:
             raise ValueError(f"stages has {name!r}; the recipe has {', '.join(chosen)}")
@@ -154,7 +159,7 @@ def costs_of(
             images,
             image_tokens=image_tokens,
             autocast=None if precision == torch.float32 else precision,
-            checkpointing=False,
+            checkpointing=recipe.gradient_checkpointing,
         )
     return found
 
@@ -184,9 +189,13 @@ def _loading(recipe: PretrainArguments) -> float | None:
     return 1 / rate
 
 
-def _by_component(cost: StageCost, tokens: float) -> dict[str, dict[str, float]]:
+def _trace(cost: StageCost, recipe: PretrainArguments) -> Trace:
+    return cost.trace(recipe.gradient_checkpointing)
+
+
+def _by_component(trace: Trace, tokens: float) -> dict[str, dict[str, float]]:
     """Component -> operations of one caption, forward and backward."""
-    flops = cost.plain.flops_by_place(tokens)
+    flops = trace.flops_by_place(tokens)
     return {
         component: {
             "forward": flops.get(Place(component, False), 0.0),
@@ -198,13 +207,18 @@ def _by_component(cost: StageCost, tokens: float) -> dict[str, dict[str, float]]
 
 
 def _summary(
-    measured: Sequence[MeasuredSteps], cost: StageCost, batch: int, tokens: int
+    measured: Sequence[MeasuredSteps],
+    cost: StageCost,
+    recipe: PretrainArguments,
+    batch: int,
+    tokens: int,
 ) -> dict[str, Any]:
-    total = cost.plain.flops_per_sample(tokens)
-    predicted = cost.memory(batch, tokens, share=batch, on_cpu=this_device() == "cpu")
+    trace, checkpointing = _trace(cost, recipe), recipe.gradient_checkpointing
+    total = trace.flops_per_sample(tokens)
+    predicted = cost.memory(batch, tokens, share=batch, checkpointing=checkpointing)
     result: dict[str, Any] = {
         "flops_per_caption": total,
-        "flops_beside_vision": _beside_vision(cost.plain, tokens),
+        "flops_beside_vision": _beside_vision(trace, tokens),
         "predicted_memory": predicted.total,
     }
     if measured:
@@ -258,7 +272,7 @@ def _scaling(
         sides |= {max(1, side // vision.patch_size) * vision.patch_size for side in SCALING_SIDES}
     for side in sorted(sides, key=lambda side: side or 0):
         costs = {
-            method: costs_of(recipe, [stage], None if side == own else side)[stage].plain
+            method: _trace(costs_of(recipe, [stage], None if side == own else side)[stage], recipe)
             for method, recipe in recipes.items()
             if method in ("sa", "hive")
         }

@@ -93,6 +93,12 @@ class CacheEstimate:
         )
 
 
+def reads_features(stage: Path) -> bool:
+    """Whether a stage of a run, given by its folder, reads kept features instead of images."""
+    note = read_json(stage / NOTE)
+    return note is not None and bool(note["is_used"])
+
+
 class FeatureCache:
     """Gives the stages that freeze the encoder its features instead of images.
 

@@ -8,12 +8,11 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 
-from hive_vision.models.backbones import backbones_of
+from hive_vision.models.backbones import backbones_of, blocks_of
 from hive_vision.models.cpu_attention import CPU_ATTENTION
 from hive_vision.training.arguments import Precision, RunArguments, StageArguments
 from hive_vision.training.checkpoints import KEPT
 from hive_vision.training.processes import LONGEST_WAIT
-from hive_vision.training.stages import blocks_of
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from hive_vision.models.backbones import backbones_of, find_blocks, unreached_parameters
+from hive_vision.models.backbones import blocks_of, unreached_parameters
 from hive_vision.models.cross_attention import CrossAttention
 from hive_vision.naming import unknown_name
 
@@ -66,16 +66,6 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
         assert group is not None, name
         groups[name] = "vision_tail" if name in tail else group
     return groups
-
-
-def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks that do nearly all of the work: of both backbones, and between them."""
-    vision, language = backbones_of(model)
-    return [
-        *find_blocks(vision, model.config.vision_config.num_hidden_layers),
-        *find_blocks(language, model.config.text_config.num_hidden_layers),
-        *(module for module in model.modules() if isinstance(module, CrossAttention)),
-    ]
 
 
 def sharded_classes(model: PreTrainedModel) -> list[str]:
