@@ -12,7 +12,7 @@ help:
 	@echo "make test-faults  runs killed at 25 random times end with the same weights"
 	@echo "make test-eval  VLM benchmarks through lmms-eval, in an environment of its own"
 	@echo "make test-browser  the report in a browser, as wide as a screen and as a telephone"
-	@echo "make clean  remove .venv and the demo's runs"
+	@echo "make clean  remove both environments and the demo's runs (not runs/miniature)"
 
 # Exact versions (constraints.txt) so that everyone runs what was tested.
 .venv/installed: pyproject.toml constraints.txt

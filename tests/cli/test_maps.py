@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from hive_vision.cli import main
-from hive_vision.cli.maps import check_output, parse
-from hive_vision.reporting.map_report import MapStyle, write_maps
+from hive_vision.cli.maps import parse
 from hive_vision.studies import maps
 from hive_vision.studies.map_arguments import MapsArguments
 from tests.cli.helpers import failure
@@ -118,18 +117,3 @@ def test_what_is_wrong_with_words_is_said_before_anything_is_loaded(runs: Path) 
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-def test_runs_and_other_results_are_not_written_over(tmp_path: Path) -> None:
-    write_maps(findings(shown=[], cka={}), tmp_path / "maps", MapStyle())
-    check_output(tmp_path / "maps")
-    check_output(tmp_path / "new")
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds a run or other results; give a folder of its own"):
-        check_output(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("method: hive")
-    with pytest.raises(ValueError, match="holds a run or other results"):
-        check_output(tmp_path / "run")
-    with pytest.raises(ValueError, match="is a file; give a folder"):
-        check_output(tmp_path / "results.json")

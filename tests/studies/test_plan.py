@@ -11,6 +11,7 @@ import pytest
 from hive_vision.studies.plan import make_plan
 from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.arguments import PretrainArguments
+from hive_vision.training.miniature import MiniatureSettings
 from hive_vision.training.recipes import load_recipe
 from hive_vision.training.stages import parameter_groups
 from tests.training.conftest import recipe, stage
@@ -187,3 +188,12 @@ def test_mistakes_are_one_line(
 def test_a_stage_without_steps_is_left_out(recipe: Recipe) -> None:
     plan = make_plan(recipe(stage2=stage(2, max_steps=0)), "cpu", tokens=8)
     assert [s["name"] for s in plan["stages"]] == ["stage1", "stage3"]
+
+
+def test_a_miniature_is_made_first(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backbones are nowhere before."""
+    made: list[MiniatureSettings] = []
+    monkeypatch.setattr("hive_vision.studies.plan.ensure_miniature", made.append)
+    miniature = MiniatureSettings("anywhere")
+    make_plan(recipe(miniature=miniature), "cpu", tokens=8)
+    assert made == [miniature]

@@ -10,6 +10,7 @@ import pytest
 from hive_vision.studies.plan import make_plan
 from hive_vision.studies.profile import ProfileArguments, profile
 from hive_vision.training.arguments import PretrainArguments
+from hive_vision.training.miniature import MiniatureSettings
 from hive_vision.training.recipes import load_recipe
 from tests.training.conftest import recipe, stage
 
@@ -132,6 +133,14 @@ def test_mistakes_are_one_line(recipe: Recipe, options: dict[str, Any], words: s
     with pytest.raises(ValueError, match=words) as error:
         counted(recipe(), **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_miniature_is_made_first(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[MiniatureSettings] = []
+    monkeypatch.setattr("hive_vision.studies.profile.ensure_miniature", made.append)
+    miniature = MiniatureSettings("anywhere")
+    counted(recipe(miniature=miniature), tokens=9, stages=("stage1",), scaling=False)
+    assert made == [miniature]
 
 
 def test_nothing_to_profile(recipe: Recipe) -> None:

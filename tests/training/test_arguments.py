@@ -21,6 +21,20 @@ def test_steps_need_exactly_one_length(options):
         StageArguments(**options).steps(samples=10)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0.0}, "epochs is 0.0; it must be above 0"),
+        ({"warmup": 1.0}, "warmup is 1.0; it is a share, at least 0 and below 1"),
+        ({"min_learning_rate": 1.1}, "min_learning_rate is 1.1; it is a share, from 0 to 1"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        StageArguments(**options)
+    assert StageArguments(min_learning_rate=1.0).min_learning_rate == 1.0  # a constant rate
+
+
 def test_gradients_are_always_clipped():
     """Only then are they looked at."""
     with pytest.raises(ValueError, match="max_grad_norm is 0; it must be above 0"):

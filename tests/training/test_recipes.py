@@ -71,6 +71,14 @@ def minimal(tmp_path: Path) -> Path:
     return path
 
 
+def test_recipes_of_the_other_command_are_told_apart() -> None:
+    assert message(recipe="vlm-miniature").startswith(
+        "'vlm-miniature' is a recipe of hive-vision finetune; here are allowed debug, "
+    )
+    with pytest.raises(ValueError, match="'miniature' is a recipe of hive-vision pretrain"):
+        load_finetune_recipe("miniature")
+
+
 class TestShipped:
     def test_the_promised_ones_are_there(self) -> None:
         assert {"debug", "miniature"} <= set(recipe_names())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hive_vision.cli.reports import show_report
+from hive_vision.cli.reports import check_output, show_report
 
 if TYPE_CHECKING:
     from hive_vision.evaluation.vlm_benchmarks import EvaluateArguments
@@ -24,8 +24,8 @@ sample was answered. Several models of one NAME are runs of one method, e.g. wit
   --compare          several models side by side; the best is bold where the intervals say so
   output=FOLDER      results.json, table.md and lmms-eval's logs go there (runs/evaluate)
 
-lmms-eval is installed with pip install 'hive-vision[eval]', best in an environment of its own:
-give its python as python=PATH.
+lmms-eval is installed with pip install '.[eval]' in the checkout, best in an environment of its
+own: give its python as python=PATH.
 
 """
 
@@ -44,6 +44,7 @@ def run(arguments: list[str]) -> None:
     from hive_vision.studies.vlm import compare_vlms
 
     models, output, settings = parse(arguments)
+    check_output(output)
     output.mkdir(parents=True, exist_ok=True)
     results = compare_vlms(models, output, settings)
     write_json(output / "results.json", vlm_json(results))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hive_vision.cli.reports import check_output, show_report
 from hive_vision.naming import unknown_name
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def run(arguments: list[str]) -> None:
         sys.stdout.write(settings_parser(MapsArguments).format_help().partition("\n\n")[2])
         return
     models, output, settings = parse(arguments)  # before the imports, which take seconds
-    check_output(output)
-    from hive_vision.cli.reports import show_report
+    check_output(output, "maps")
     from hive_vision.reporting.map_report import write_maps
     from hive_vision.reporting.map_tables import flow_grid, pointing_grid
     from hive_vision.studies.maps import look_inside, map_style
@@ -109,21 +109,3 @@ def _read(options: Mapping[str, str]) -> "MapsArguments":
                     f"maps: {key} is {options[key]!r}; allowed are {CHOICES[key]}"
                 ) from error
         raise
-
-
-def check_output(output: Path) -> None:
-    """Refuse to write over what is not maps.
-
-    Raises:
-        ValueError: If the folder has results of another kind.
-    """
-    from hive_vision.folders import read_json
-
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output is {str(output)!r}, which is a file; give a folder")
-    kept = read_json(output / "results.json")
-    if (kept is not None and kept.get("kind") != "maps") or (output / "recipe.yaml").exists():
-        raise ValueError(
-            f"output is {str(output)!r}, which holds a run or other results; give a folder of its "
-            "own"
-        )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hive_vision.cli.reports import show_report
+from hive_vision.cli.reports import check_output, show_report
 
 if TYPE_CHECKING:
     from hive_vision.evaluation.arguments import ProbeArguments
@@ -53,6 +53,7 @@ def run(arguments: list[str]) -> None:
         return
     mode, own, encoders, probe = parse(arguments)
     output = Path(own.get("output", "runs/probe"))
+    check_output(output)
     sets = [name for name in own["data"].split(",") if name]
     try:
         output.mkdir(parents=True, exist_ok=True)

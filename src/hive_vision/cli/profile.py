@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
     from dataclasses import fields
     from pathlib import Path
 
-    from hive_vision.cli.reports import show_report
+    from hive_vision.cli.reports import check_output, show_report
     from hive_vision.folders import write_json
     from hive_vision.reporting.figures import save_figure
     from hive_vision.reporting.profile_tables import profile_report, scaling_figure
@@ -55,6 +55,7 @@ def run(arguments: list[str]) -> None:
             output = value
         else:
             (options if key in own else overrides).append(word)
+    check_output(Path(output))
     given = load_recipe(recipe, [*overrides, f"output={output}"])
     settings = read_settings(ProfileArguments, options, what="profile")
     logging.getLogger("hive_vision").setLevel(logging.INFO)

@@ -175,8 +175,8 @@ def _check_harness(python: str) -> None:
     if found.returncode != 0:
         reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ValueError(
-            f"lmms-eval is not installed for {python} ({reason}): pip install 'hive-vision[eval]', "
-            "in an environment of its own, whose python you give as python=PATH"
+            f"lmms-eval is not installed for {python} ({reason}): pip install '.[eval]' in the "
+            "checkout, into an environment of its own, whose python you give as python=PATH"
         )
     logger.info("lmms-eval %s", found.stdout.strip())
 

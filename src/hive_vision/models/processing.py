@@ -76,7 +76,7 @@ class HiveProcessor(ProcessorMixin):
             if not (is_sentencepiece_available() and is_protobuf_available()):
                 reason = (
                     "if it is a sentencepiece model (tokenizer.model, as MobileLLM's), install "
-                    f"what reads it: pip install 'hive-vision[mobilellm]' ({reason})"
+                    f"what reads it: pip install sentencepiece protobuf ({reason})"
                 )
             raise ValueError(f"{str(language)!r} has no tokenizer: {reason}") from error
         rows = text_config.vocab_size

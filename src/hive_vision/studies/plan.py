@@ -18,6 +18,7 @@ from hive_vision.studies.measured_steps import StepCase, measure_apart
 from hive_vision.studies.recipe_model import recipe_model
 from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.hardware import precision_on, split_batch, this_device
+from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.run_data import load_run_data
 from hive_vision.training.stages import GROUPS, apply_rules, parameter_groups
 
@@ -77,6 +78,8 @@ def make_plan(
         raise ValueError(
             f"device is {device!r}, but measure=true measures this machine; leave one out"
         )
+    if arguments.miniature is not None:
+        ensure_miniature(arguments.miniature)
     kind = this_device() if device is None else "cpu" if device.lower() == "cpu" else "cuda"
     precision = precision_on(kind, arguments.precision)
     hardware = find_device(device, precision)

@@ -26,6 +26,7 @@ from hive_vision.studies.plan import caption_lengths, data_is_here
 from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.arguments import Method, PretrainArguments
 from hive_vision.training.hardware import precision_on, this_device
+from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.stages import apply_rules, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def profile(recipe: PretrainArguments, arguments: ProfileArguments) -> dict[str,
         RuntimeError: If a case does not fit this machine.
     """
     stages = _stages(recipe, arguments)
+    if recipe.miniature is not None:
+        ensure_miniature(recipe.miniature)
     captions = caption_lengths(recipe, arguments.tokens, None)
     tokens = max(2, math.ceil(captions.tokens))
     batch = arguments.batch or recipe.micro_batch_size

@@ -161,9 +161,14 @@ class StageArguments:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm}; it must be above 0 (1e9 clips nothing)"
             )
-        for name in ("warmup", "min_learning_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs is {self.epochs}; it must be above 0 (max_steps=0 skips)")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; it is a share, at least 0 and below 1")
+        if not 0 <= self.min_learning_rate <= 1:
+            raise ValueError(
+                f"min_learning_rate is {self.min_learning_rate}; it is a share, from 0 to 1"
+            )
 
     def steps(self, samples: int) -> int:
         """Number of optimiser steps on this many samples.

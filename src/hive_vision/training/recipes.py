@@ -40,6 +40,12 @@ def recipe_path(recipe: str | Path, package: str = PRETRAIN) -> Path:
         raise ValueError(
             f"recipe {str(recipe)!r} does not exist; the package has {', '.join(known)}"
         )
+    for other, command in ((PRETRAIN, "pretrain"), (FINETUNE, "finetune")):
+        if str(recipe) in recipe_names(other):
+            raise ValueError(
+                f"{str(recipe)!r} is a recipe of hive-vision {command}; here are allowed "
+                f"{', '.join(known)} (or give the path of a YAML file)"
+            )
     raise ValueError(
         unknown_name("recipe", str(recipe), known) + " (or give the path of a YAML file)"
     )
