@@ -76,7 +76,8 @@ usage: hive-vision data bench RECIPE [key=value ...]
 
 Say whether training waits for its data. Reads batches as a run does, with 0, 1, 2, 4 ... workers up
 to the number of processors, and sets that against what each stage takes: as measured, if the
-recipe's output folder has a run with finished stages, else as hive-vision plan expects it.
+recipe's output folder has a run with finished stages, else (pre-training only) as hive-vision plan
+expects it.
 
   hive-vision data bench paper-siglip-l16-384 device="H100" seconds=10
 
