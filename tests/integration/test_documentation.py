@@ -1,6 +1,7 @@
 """Every command in the README and the docs runs: parsed here, or scaled down."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -11,12 +12,18 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from hive_vision.cli import main
+from hive_vision.cli.evaluate import parse as parse_evaluate
 from hive_vision.cli.probe import parse as parse_probe
 from hive_vision.data.sources import Source
 from hive_vision.settings import read_settings
 from hive_vision.studies.compare import CompareArguments
 from hive_vision.training.hardware import split_batch
-from hive_vision.training.recipes import load_recipe, recipe_names, recipe_path
+from hive_vision.training.recipes import (
+    load_finetune_recipe,
+    load_recipe,
+    recipe_names,
+    recipe_path,
+)
 from tests.conftest import write_image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +110,32 @@ def test_shell_scripts_are_valid(page, tmp_path):
         path.write_text(script, encoding="utf-8")
         checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
+
+
+def test_commands_of_the_vlm_study_are_accepted(tmp_path, monkeypatch):
+    """A script; a stand-in writes down what it would run."""
+    stand_in = tmp_path / "hive-vision"
+    stand_in.write_text('#!/bin/sh\nprintf \'%s\\n\' "$@" --- >> "$LOG"\n', encoding="utf-8")
+    stand_in.chmod(0o755)
+    log = tmp_path / "log"
+    script = ROOT / "benchmarks" / "studies" / "miniature_vlm.sh"
+    place = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+    subprocess.run(["bash", script], check=True, env=place)
+    monkeypatch.chdir(tmp_path)  # where no run lies
+    outputs = set()
+    for text in log.read_text(encoding="utf-8").split("\n---\n")[:-1]:
+        name, *words = text.splitlines()
+        if name == "evaluate":
+            models, _, _ = parse_evaluate(words)
+            assert {folder for folders in models.values() for folder in folders} <= outputs
+            assert [len(folders) for folders in models.values()] == [3, 3, 3]
+            continue
+        read = {"pretrain": load_recipe, "finetune": load_finetune_recipe}[name]
+        arguments = read(words[0], words[1:])
+        made = arguments.model.vision.removesuffix("/encoder")
+        assert made in outputs or made == "runs/miniature/foundations/siglip"
+        outputs.add(arguments.output)
+    assert len(outputs) == 6 + 9
 
 
 def write_llava_data(folder):
