@@ -126,7 +126,7 @@ def test_interpolate_draws_a_figure(
         (["x", "data=cifar10", "prob=knn"], "did you mean 'probe'"),
         (["x", "data=cifar10", "alphas=0,1"], "alphas is for --interpolate"),
         (["--layers", "x", "layer=2", "data=cifar10"], "layer is 2 but --layers probes all"),
-        (["x", "data=cifar10", f"output={__file__}"], "cannot be a folder (File exists)"),
+        (["x", "data=cifar10", f"output={__file__}"], "which is a file; give a folder"),
         (["x", "data=cifar1"], "did you mean 'cifar10'"),
         (["x", "data=cifar10", "seeds=a"], "seeds"),
         (["--interpolate", "x", "data=cifar10"], "takes one ENCODER and base=FULL_MODEL"),

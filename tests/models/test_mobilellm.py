@@ -187,7 +187,7 @@ def test_what_reads_the_tokenizer_is_named_where_it_is_missing(
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "tokenizer.model").write_bytes(b"nothing that can be read")
     monkeypatch.setattr(processing, "is_sentencepiece_available", lambda: False)
-    message = r"has no tokenizer: .* pip install 'hive-vision\[mobilellm\]' \("
+    message = r"has no tokenizer: .* pip install sentencepiece protobuf \("
     with pytest.raises(ValueError, match=message) as caught:
         HiveProcessor.from_backbones(backbone_folders["siglip"], broken)
     assert "\n" not in str(caught.value)
