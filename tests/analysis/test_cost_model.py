@@ -1,5 +1,7 @@
 """Predicted memory against what training steps really allocate."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -163,3 +165,18 @@ def test_sharding_divides_and_ddp_adds() -> None:
     assert sharded.optimizer == alone.optimizer / 4
     assert sharded.gradients == alone.gradients / 4
     assert alone.weights / 4 < sharded.weights < alone.weights
+
+
+@pytest.mark.parametrize("method", ["hive", "sa"])
+def test_gathered_is_what_training_shards_as_blocks(method: str) -> None:
+    """Projectors and embeddings belong to no block; told apart by name."""
+    model, _ = build(method, 3, "meta")
+    blocks: dict[str, int] = {}
+    outside = 0
+    for name, parameter in model.named_parameters():
+        block = re.match(r"(.*\.layers|cross_attentions)\.\d+\.", name)
+        if block is None:
+            outside += 4 * parameter.numel()
+        else:
+            blocks[block[0]] = blocks.get(block[0], 0) + 4 * parameter.numel()
+    assert cost_of(method, 3).gathered == outside + 2 * max(blocks.values())
