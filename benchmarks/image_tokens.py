@@ -1,6 +1,6 @@
 """What twice the image tokens cost hive: a step measured against the operations counted.
 
-    python benchmarks/image_tokens.py [--stages 2 3] [--turns 3] [--batch 2]
+    python benchmarks/image_tokens.py [--stages 2 3] [--turns 3] [--steps 2] [--batch 2]
 
 SigLIP-L/16 and the shapes of MobileLLM-350M, random weights, captions of 15 tokens, images of 272,
 384 and 544 pixels (289, 576 and 1156 image tokens) in turns, each measurement a process of its
@@ -18,6 +18,7 @@ import torch
 
 from hive_vision.studies.measured_steps import StepCase, measure_apart
 from hive_vision.studies.profile import costs_of
+from hive_vision.training.hardware import precision_on, this_device
 from hive_vision.training.recipes import load_recipe
 
 SIDES, TOKENS = (272, 384, 544), 15
@@ -27,16 +28,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="timed in a turn, after a first one")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     recipe = load_recipe("paper-siglip-l16-384")
+    precision = precision_on(this_device(), recipe.precision)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     lines = [
         __doc__.splitlines()[0],
         "",
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{versions}; {options.batch} captions, {options.turns} turns.",
+        f"{versions}, {str(precision).removeprefix('torch.')}; {options.batch} captions, "
+        f"{options.turns} turns of {options.steps} steps.",
         "",
         "| stage | image tokens | measured, times (from - to) | operations, times | off by |",
         "|---|---|---|---|---|",
@@ -46,7 +50,7 @@ def main() -> None:
         seconds: dict[int, list[float]] = {side: [] for side in SIDES}
         for turn in range(options.turns):
             for side in SIDES:
-                case = StepCase(recipe, stage, options.batch, TOKENS, side, steps=2)
+                case = StepCase(recipe, stage, options.batch, TOKENS, side, steps=options.steps)
                 found = measure_apart(case)
                 seconds[side].append(found.forward + found.backward)
                 print(f"{stage}, turn {turn + 1}, {side} pixels: {found}", flush=True)

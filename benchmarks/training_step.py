@@ -1,12 +1,12 @@
 """A training step of hive against transformers' LLaVA and this package's own sa, in turns.
 
-    python benchmarks/training_step.py [--stages 1 2 3] [--turns 3] [--batch 2]
+    python benchmarks/training_step.py [--stages 1 2 3] [--turns 3] [--steps 2] [--batch 2]
 
 SigLIP-L/16 at 384 pixels and the shapes of MobileLLM-350M, random weights, the machine's own
-precision. `llava` is `LlavaForConditionalGeneration` in a plain loop, captions padded to 77 tokens,
-the loss that the model itself computes. Each measurement is a process of its own: two models of
-stage 3 do not fit into 24 GB. All loops have the same AdamW, clipping and autocast. The tables go
-to results/training_step.md.
+precision (bars and aims are for bfloat16). `llava` is `LlavaForConditionalGeneration` in a plain
+loop, captions padded to 77 tokens, the loss that the model itself computes. Each measurement is a
+process of its own: two models of stage 3 do not fit into 24 GB. All loops have the same AdamW,
+clipping and autocast. The tables go to results/training_step.md.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from hive_vision.studies.measured_steps import (
     used_memory,
 )
 from hive_vision.training.arguments import PretrainArguments
+from hive_vision.training.hardware import precision_on, this_device
 from hive_vision.training.recipes import load_recipe
 
 RECIPE, PADDED, DYNAMIC = "paper-siglip-l16-384", 77, 15
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="timed in a turn, after a first one")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--override", nargs="*", default=[], help="of the recipe: key=value")
@@ -62,9 +64,13 @@ def main() -> None:
         for turn in range(options.turns):
             for name in options.cases:
                 method, tokens = CASES[name]
-                steps = apart(method, f"stage{stage}", options.batch, tokens, options.override)
+                steps = measured(method, f"stage{stage}", tokens, options)
                 of_stage[name].append(steps)
                 print(f"stage {stage}, turn {turn + 1}, {name}: {steps}", flush=True)
+        write(found, options)  # after each: the next stage may not fit into the memory
+
+
+def write(found: dict[str, dict[str, list[MeasuredSteps]]], options: argparse.Namespace) -> None:
     lines = [__doc__.splitlines()[0], "", environment(options), ""]
     for stage, cases in found.items():
         lines += [*table(stage, cases, options), ""]
@@ -80,9 +86,11 @@ def environment(options: argparse.Namespace) -> str:
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     given = " ".join(options.override) or "the recipe's defaults"
+    precision = precision_on(this_device(), recipe("hive", options.override).precision)
     return (
-        f"{device or platform.machine()}, {torch.get_num_threads()} threads, {versions}; "
-        f"{options.batch} captions, {options.turns} turns, {given}."
+        f"{device or platform.machine()}, {torch.get_num_threads()} threads, {versions}, "
+        f"{str(precision).removeprefix('torch.')}; {options.batch} captions, "
+        f"{options.turns} turns of {options.steps} steps, {given}."
     )
 
 
@@ -135,8 +143,9 @@ def trace(method: str, stage: str, *overrides: str) -> Trace:
     return costs_of(arguments, [stage])[stage].trace(arguments.gradient_checkpointing)
 
 
-def apart(method: str, stage: str, batch: int, tokens: int, overrides: list[str]) -> MeasuredSteps:
-    case = StepCase(recipe(method, overrides), stage, batch, tokens, steps=2)
+def measured(method: str, stage: str, tokens: int, options: argparse.Namespace) -> MeasuredSteps:
+    arguments = recipe(method, options.override)
+    case = StepCase(arguments, stage, options.batch, tokens, steps=options.steps)
     return measure_apart(case, measure_llava if method == "llava" else None)
 
 
@@ -145,7 +154,6 @@ def measure_llava(case: StepCase) -> MeasuredSteps:
     from transformers import LlavaConfig, LlavaForConditionalGeneration, logging
 
     from hive_vision.studies.recipe_model import backbone_config
-    from hive_vision.training.hardware import precision_on, this_device
 
     logging.set_verbosity_error()
     device = this_device()

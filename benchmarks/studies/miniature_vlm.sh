@@ -5,8 +5,9 @@
 #     make .venv-eval/installed
 #     bash benchmarks/studies/miniature_vlm.sh
 #
-# Steps and rates of pre-training are those that the search of miniature.yaml chose. Four to five
-# hours of one core; what is finished is not done again, what was stopped goes on.
+# Steps and rates of pre-training are those that the search of miniature.yaml chose; fine-tuning has
+# half of its recipe's steps. Four to five hours of one core; what is finished is not done again,
+# what was stopped goes on.
 set -euo pipefail
 RUNS=runs/vlm_study
 
@@ -19,7 +20,8 @@ encoder() { # method, seed, rate of stage 1, rate of stages 2 and 3
 }
 
 vlm() { # name, seed, encoder
-  hive-vision finetune vlm-miniature "seed=$2" "model.vision=$3" "output=$RUNS/$1-$2"
+  hive-vision finetune vlm-miniature "seed=$2" "model.vision=$3" "output=$RUNS/$1-$2" \
+    stage2.max_steps=2400
 }
 
 for seed in 0 1 2; do
