@@ -1,11 +1,13 @@
-"""The model of a recipe from configurations: the hub's, a folder's, or those of this package."""
+"""The model of a recipe from configurations: a folder's, those of this package, or the hub's."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from hive_vision.models.backbones import load_config
+from hive_vision.studies import recipe_model as recipe_model_module
 from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.recipes import load_recipe, recipe_names
 from tests.conftest import text_config
@@ -29,6 +31,18 @@ def test_a_folder_is_read_before_what_the_package_knows(
     monkeypatch.chdir(tmp_path)
     text_config("llama", layers=3).save_pretrained("facebook/MobileLLM-350M")
     assert backbone_config("facebook/MobileLLM-350M", "language").num_hidden_layers == 3
+
+
+def test_the_hub_is_not_asked_for_what_the_package_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def load(source: str, role: str) -> PreTrainedConfig:
+        read.append(source)
+        return load_config(source, role)
+
+    monkeypatch.setattr(recipe_model_module, "load_config", load)
+    backbone_config("facebook/MobileLLM-350M", "language")
+    assert [Path(source).is_dir() for source in read] == [True]
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "google", "../recipes"])

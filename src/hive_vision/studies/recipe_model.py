@@ -1,6 +1,5 @@
 """The model of a recipe without its weights: on the meta device, or random where it is timed."""
 
-import logging
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,29 +12,22 @@ from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from hive_vision.training.arguments import PretrainArguments
 
-logger = logging.getLogger(__name__)
-
 
 def backbone_config(source: str, role: str) -> PreTrainedConfig:
-    """Read a backbone's configuration: a folder's, the hub's, or the copy of this package.
+    """Read a backbone's configuration: a folder's, the copy of this package, or the hub's.
 
     The package has those of its recipes, so that they can be planned and timed without a network.
 
     Args:
-        source: Hub id or local folder.
+        source: Local folder or hub id.
         role: ``vision`` or ``language``.
 
     Raises:
         ValueError: If there is none.
     """
-    try:
-        return load_config(source, role)
-    except ValueError:
-        shipped = Path(str(files("hive_vision.recipes") / "shapes" / source))
-        if not (shipped / "config.json").is_file():
-            raise
-        logger.debug("%s is not reachable; its sizes are those that this package knows", source)
-        return load_config(str(shipped), role)
+    shipped = Path(str(files("hive_vision.recipes") / "shapes" / source))
+    is_shipped = not Path(source).exists() and (shipped / "config.json").is_file()
+    return load_config(str(shipped) if is_shipped else source, role)
 
 
 def recipe_model(
