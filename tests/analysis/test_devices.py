@@ -36,5 +36,9 @@ def test_every_assumed_share_says_where_it_comes_from() -> None:
         assert "assumed" in device.share_reason
 
 
+def test_a_cpu_comes_nearer_to_its_speed_in_float32() -> None:
+    assert find_device("cpu", torch.float32).share > find_device("cpu", torch.bfloat16).share
+
+
 def test_measured_speed_is_that_of_the_fastest_product() -> None:
     assert measured_speed("cpu", torch.float32, seconds=0.01) > 1e8
