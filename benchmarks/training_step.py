@@ -163,8 +163,8 @@ def measure_llava(case: StepCase) -> MeasuredSteps:
     language = backbone_config(case.arguments.model.language, "language")
     image_token, patches = language.vocab_size - 1, (vision.image_size // vision.patch_size) ** 2
     config = LlavaConfig(
-        vision,
-        language,
+        vision_config=vision,
+        text_config=language,
         image_token_index=image_token,
         vision_feature_layer=case.arguments.model.sa_feature_layer,
         vision_feature_select_strategy="full",
