@@ -25,6 +25,8 @@ from hive_vision.training.stages import apply_rules
 
 RECIPE, TOKENS = "paper-siglip-l16-384", 15
 SWITCHES = [  # stage, override, whether only in bfloat16 it makes a difference
+    ("stage2", "keep_freed_memory=false", False),
+    ("stage3", "keep_freed_memory=false", False),
     ("stage2", "compile=true", False),
     ("stage3", "compile=true", False),
     ("stage2", "gradient_checkpointing=true", False),

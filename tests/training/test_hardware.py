@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -129,3 +133,20 @@ def test_bfloat16_autocast_computes_nearly_the_same(recipe, model):
         )
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     assert torch.cosine_similarity(*grads, dim=0) > 0.9986
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_freed_memory_is_kept():
+    program = (
+        "import psutil; from hive_vision.training.hardware import keep_freed_memory as keep\n"
+        "def lost():\n"
+        "    block = b'x' * 2**26; before = psutil.Process().memory_info().rss\n"
+        "    del block; return before - psutil.Process().memory_info().rss\n"
+        "first = lost(); keep(); print(first, lost())"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    returned, kept = map(int, printed.stdout.split())
+    assert returned > 2**25, "the system would get it back"
+    assert kept < 2**22

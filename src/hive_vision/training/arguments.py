@@ -242,6 +242,8 @@ class RunArguments:
             keep them on the disk until the last of these stages ends: always, never, or auto where
             it saves more time than it takes and needs at most half of the free disk.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        keep_freed_memory: On a CPU, keep the memory that a step frees for the next one (where the C
+            library is glibc).
         log_every: Steps between lines in metrics.jsonl.
         evaluate_every: Steps between held-out losses inside a stage; 0 for after it only.
         gradients_every: Steps between records of the gradient's norm at every encoder layer, in
@@ -260,6 +262,7 @@ class RunArguments:
     sharding: Literal["none", "fsdp2"] = "none"
     cache_features: Literal["auto", "always", "never"] = "auto"
     gradient_checkpointing: bool = False
+    keep_freed_memory: bool = True
     log_every: int = 10
     evaluate_every: int = 0
     gradients_every: int = 0

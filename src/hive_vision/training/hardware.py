@@ -1,5 +1,7 @@
 """What a recipe becomes on the machine at hand: micro-batches, precision, arguments."""
 
+import ctypes
+import platform
 import resource
 import sys
 from pathlib import Path
@@ -132,7 +134,8 @@ def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
 
     Args:
         model: To train.
-        arguments: The recipe: ``attention``, ``gradient_checkpointing`` and ``compile``.
+        arguments: The recipe: ``attention``, ``gradient_checkpointing``, ``compile`` and
+            ``keep_freed_memory``.
 
     Raises:
         ValueError: If transformers has no such attention, or not for this model.
@@ -158,6 +161,23 @@ def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
     if arguments.compile:
         for block in blocks_of(model):
             block.compile()
+    if arguments.keep_freed_memory and this_device() == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, instead of handing it back to the system.
+
+    Every step frees gradients and activations and asks for as many bytes again. By default glibc
+    returns large blocks to the system at once, which hands them out again page by page, each
+    filled with zeros. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_max, 0)  # no block is a mapping of its own
+    mallopt(trim_threshold, -1)  # the heap never shrinks
 
 
 def is_sharded(arguments: RunArguments) -> bool:

@@ -151,6 +151,7 @@ FREE_KEYS = (
     "faults.grace_seconds",
     "probe_after_stage",
     "cache_features",
+    "keep_freed_memory",
 )
 
 
