@@ -6,7 +6,8 @@ SigLIP-L/16 at 384 pixels and the shapes of MobileLLM-350M, random weights, the 
 precision (bars and aims are for bfloat16). `llava` is `LlavaForConditionalGeneration` in a plain
 loop, captions padded to 77 tokens, the loss that the model itself computes. Each measurement is a
 process of its own: two models of stage 3 do not fit into 24 GB. All loops have the same AdamW,
-clipping, autocast and, on a CPU, memory that is kept from step to step. The tables go to results/training_step.md.
+clipping, autocast and, on a CPU, memory that is kept from step to step (the recipe's
+keep_freed_memory). The tables go to results/training_step.md.
 """
 
 import argparse
@@ -157,8 +158,6 @@ def measure_llava(case: StepCase) -> MeasuredSteps:
 
     logging.set_verbosity_error()
     device = this_device()
-    if device == "cpu":
-        keep_freed_memory()
     before = used_memory(device)
     torch.manual_seed(0)
     vision = backbone_config(case.arguments.model.vision, "vision")
@@ -182,6 +181,8 @@ def measure_llava(case: StepCase) -> MeasuredSteps:
     model.model.vision_tower.requires_grad_(case.stage == "stage3")
     model.model.language_model.requires_grad_(case.stage != "stage1")
     model.lm_head.requires_grad_(case.stage != "stage1")
+    if device == "cpu" and case.arguments.keep_freed_memory:
+        keep_freed_memory()
 
     def loss() -> torch.Tensor:
         batch = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
