@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed in a turn, after a first one")
+    parser.add_argument("--steps", type=int, default=2, help="timed in a turn, after two others")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--override", nargs="*", default=[], help="of the recipe: key=value")
