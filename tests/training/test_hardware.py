@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hive_vision.models.backbones import blocks_of
 from hive_vision.models.cpu_attention import CPU_ATTENTION
 from hive_vision.models.hive import HiveForConditionalGeneration
+from hive_vision.training import hardware
 from hive_vision.training.hardware import (
     peak_memory,
     precision_on,
@@ -133,6 +134,15 @@ def test_bfloat16_autocast_computes_nearly_the_same(recipe, model):
         )
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     assert torch.cosine_similarity(*grads, dim=0) > 0.9986
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_memory_is_kept_as_the_recipe_says(model, recipe, monkeypatch, wanted):
+    kept = []
+    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(hardware, "this_device", lambda: "cpu")
+    prepare_model(model, recipe(keep_freed_memory=wanted))
+    assert bool(kept) == wanted
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
