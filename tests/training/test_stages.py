@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hive_vision.models.backbones import hash_tensors
+from hive_vision.models.backbones import backbones_of, blank_images, hash_tensors
 from hive_vision.models.hive import HiveForConditionalGeneration
 from hive_vision.models.self_attention_baseline import SelfAttentionForConditionalGeneration
 from hive_vision.training.hardware import prepare_model
@@ -12,8 +12,9 @@ from hive_vision.training.stages import (
     describe_parts,
     parameter_groups,
     prove_update,
+    spare_vision_tail,
 )
-from tests.conftest import VOCABULARY, text_config, vision_config
+from tests.conftest import VISION_FAMILIES, VOCABULARY, text_config, vision_config
 
 ALL = dict.fromkeys(("vision_model", "projectors", "cross_attentions", "language_model"), 1e-3)
 FIRST = {**ALL, "vision_model": "frozen", "language_model": "frozen"}
@@ -155,6 +156,48 @@ def test_proof_accepts_what_was_asked_for():
     proof = prove_update(parts, before, hashes(model))
     assert proof["language_model"]["moved"] == 0
     assert proof["projectors"]["unchanged"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "vision"),
+    [
+        *(("hive", vision) for vision in VISION_FAMILIES),
+        *(("sa", vision) for vision in ("clip", "siglip", "dinov2", "vit")),
+    ],
+)
+def test_sparing_the_vision_tail_changes_no_loss_and_no_gradient(method, vision):
+    model = make(method, vision).double()
+    for module in getattr(model, "cross_attentions", []):  # let the image through
+        torch.nn.init.normal_(module.o_proj.weight)
+    loss, gradients = loss_of(model), backward(model)
+    spare_vision_tail(model)
+    assert torch.equal(loss_of(model), loss)
+    model.zero_grad()
+    for name, gradient in backward(model).items():
+        same = (
+            gradient is None if gradients[name] is None else torch.equal(gradient, gradients[name])
+        )
+        assert same, name
+
+
+@pytest.mark.parametrize("method", ["hive", "sa"])
+def test_a_pooling_head_reads_one_token(method, recipe):
+    model, seen = make(method), []
+    prepare_model(model, recipe())
+    head = backbones_of(model)[0].head
+    head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2]))
+    loss_of(model)
+    assert seen == [(2, 1)]
+
+
+def test_a_head_that_reads_a_padding_mask_is_left_alone():
+    model, seen = make(vision="naflex"), []
+    spare_vision_tail(model)
+    head = model.vision_model.head
+    head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    images = blank_images(model.config.vision_config)
+    model(input_ids=torch.randint(3, 90, (1, 6)), **images)
+    assert seen == [images["pixel_values"].shape[1]]
 
 
 def test_proof_finds_a_frozen_tensor_that_moved_by_one_bit():

@@ -20,7 +20,12 @@ from hive_vision.training.arguments import PretrainArguments, StageArguments
 from hive_vision.training.hardware import precision_on, split_batch, this_device
 from hive_vision.training.miniature import ensure_miniature
 from hive_vision.training.run_data import load_run_data
-from hive_vision.training.stages import GROUPS, apply_rules, parameter_groups
+from hive_vision.training.stages import (
+    GROUPS,
+    apply_rules,
+    parameter_groups,
+    spare_vision_tail,
+)
 
 ASSUMED_TOKENS = 16
 MAX_DEVICES = 1024
@@ -85,6 +90,7 @@ def make_plan(
     hardware = find_device(device, precision)
     captions = caption_lengths(arguments, tokens, samples)
     model, images, image_tokens = recipe_model(arguments)
+    spare_vision_tail(model)
     groups = parameter_groups(model)
     sizes = dict.fromkeys(GROUPS, 0)
     for name, parameter in model.named_parameters():

@@ -27,7 +27,7 @@ from hive_vision.studies.recipe_model import backbone_config, recipe_model
 from hive_vision.training.arguments import Method, PretrainArguments
 from hive_vision.training.hardware import precision_on, this_device
 from hive_vision.training.miniature import ensure_miniature
-from hive_vision.training.stages import apply_rules, parameter_groups
+from hive_vision.training.stages import apply_rules, parameter_groups, spare_vision_tail
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,7 @@ def costs_of(
         side: Of the images in pixels; the encoder's own if not given.
     """
     model, images, image_tokens = recipe_model(recipe, side=side)
+    spare_vision_tail(model)
     groups, found = parameter_groups(model), {}
     precision = precision_on(this_device(), recipe.precision)
     for name in stages:

@@ -232,8 +232,8 @@ class RunArguments:
         seed: Of the data order and of everything that starts at random.
         micro_batch_size: At most this many samples at once on one device; the rest is
             accumulated.
-        precision: Of the products; auto takes bfloat16 where the GPU or the CPU has it, and float32
-            elsewhere.
+        precision: Of the products; auto takes bfloat16 on GPUs that have it and on CPUs with AMX,
+            float32 elsewhere.
         attention: auto takes PyTorch's fused attention, on a CPU in bfloat16 with a faster backward
             pass; or one that transformers knows, such as eager or flash_attention_2.
         compile: Compile each block with torch.compile; the first steps take minutes then.

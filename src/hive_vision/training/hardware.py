@@ -15,6 +15,7 @@ from hive_vision.models.cpu_attention import CPU_ATTENTION
 from hive_vision.training.arguments import Precision, RunArguments, StageArguments
 from hive_vision.training.checkpoints import KEPT
 from hive_vision.training.processes import LONGEST_WAIT
+from hive_vision.training.stages import spare_vision_tail
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -124,8 +125,8 @@ def precision_on(device: str, given: Precision) -> torch.dtype:
         return _PRECISIONS[given]
     if device == "cuda":
         has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-    else:  # without such instructions it would be far slower than float32
-        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:  # AVX-512's instructions alone took 2.3 times as long as float32 (docs/cost.md)
+        has_bfloat16 = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
@@ -161,6 +162,7 @@ def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
     if arguments.compile:
         for block in blocks_of(model):
             block.compile()
+    spare_vision_tail(model)
     if arguments.keep_freed_memory and this_device() == "cpu":
         keep_freed_memory()
 

@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from hive_vision.models.backbones import blocks_of, unreached_parameters
+from hive_vision.models.backbones import (
+    backbones_of,
+    blocks_of,
+    has_any_size,
+    unreached_parameters,
+)
 from hive_vision.models.cross_attention import CrossAttention
 from hive_vision.naming import unknown_name
 
@@ -81,6 +86,30 @@ def _vision_tail(model: PreTrainedModel) -> set[str]:
     else:
         deepest, prefix = max(config.encoder_layers), "vision_model."
     return {prefix + name for name in unreached_parameters(config.vision_config, deepest)}
+
+
+def spare_vision_tail(model: PreTrainedModel) -> None:
+    """Let the encoder's modules after its last used block work on one token of each image.
+
+    Nobody reads what they give. A pooling head over all tokens is cheap in operations, but in
+    bfloat16 on a CPU PyTorch copies its weights once for every token. An encoder whose images are
+    padded is left as it is: its head reads the mask too.
+
+    Args:
+        model: A `HiveForConditionalGeneration` or a LLaVA model, only to be trained from now on.
+    """
+    if has_any_size(model.config.vision_config):
+        return
+    encoder, tail = backbones_of(model)[0], _vision_tail(model)
+    prefix = next(name for name, module in model.named_modules() if module is encoder)
+    for name, module in encoder.named_children():
+        parameters = {f"{prefix}.{name}.{part}" for part, _ in module.named_parameters()}
+        if parameters and parameters <= tail:
+            module.register_forward_pre_hook(_first_token)
+
+
+def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a[:, :1] if isinstance(a, Tensor) and a.ndim == 3 else a for a in args)
 
 
 def apply_rules(
