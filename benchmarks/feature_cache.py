@@ -40,7 +40,7 @@ def main() -> None:
     torch.manual_seed(0)
     cases = {
         "miniature": Case(shapes(128, 256, 12, 4, 48, 8), language(128, 8, 4), 64, torch.float32),
-        f"SigLIP-L/16-384, {options.layers} of 24 layers": Case(
+        f"SigLIP-L/16-384 cut to {options.layers} layers": Case(
             shapes(1024, 4096, options.layers, 16, 384, 16),
             language(960, max(2, 32 * options.layers // 24), 15),
             4,

@@ -1,5 +1,8 @@
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from hive_vision.models.backbones import backbones_of, blank_images, hash_tensors
 from hive_vision.models.hive import HiveForConditionalGeneration
@@ -158,46 +161,76 @@ def test_proof_accepts_what_was_asked_for():
     assert proof["projectors"]["unchanged"] == 0
 
 
+TAILS = {  # what of each family sees one token
+    "clip": {"post_layernorm"},
+    "siglip": {"post_layernorm", "head"},
+    "dinov2": {"layernorm"},
+    "vit": {"layernorm", "pooler"},
+    "dinov3": {"norm"},
+    "aimv2": {"rms_norm", "head"},
+    "timm": set(),  # all of it is one child
+}
+
+
 @pytest.mark.parametrize(
-    ("method", "vision"),
+    ("method", "vision", "options"),
     [
-        *(("hive", vision) for vision in VISION_FAMILIES),
-        *(("sa", vision) for vision in ("clip", "siglip", "dinov2", "vit")),
+        *(("hive", vision, {}) for vision in VISION_FAMILIES),
+        *(("sa", vision, {}) for vision in VISION_FAMILIES if vision != "timm"),
+        ("hive", "siglip", {"layer_selection": [2, 5]}),
+        ("sa", "siglip", {"feature_layer": -2}),
     ],
 )
-def test_sparing_the_vision_tail_changes_no_loss_and_no_gradient(method, vision):
-    model = make(method, vision).double()
+def test_sparing_the_vision_tail_changes_no_loss_and_no_gradient(method, vision, options):
+    model, seen = make(method, vision, **options).double(), {}
     for module in getattr(model, "cross_attentions", []):  # let the image through
         torch.nn.init.normal_(module.o_proj.weight)
     loss, gradients = loss_of(model), backward(model)
-    spare_vision_tail(model)
+    spare_vision_tail(model, parameter_groups(model))
+    for name in TAILS[vision]:
+        backbones_of(model)[0].get_submodule(name).register_forward_pre_hook(
+            lambda module, args, name=name: seen.update({name: args[0].shape[-2]})
+        )
     assert torch.equal(loss_of(model), loss)
+    tokens = {"clip": 2}.get(vision, 1)  # CLIP's has rows of images, not of tokens
+    assert seen == dict.fromkeys(TAILS[vision], tokens)
     model.zero_grad()
     for name, gradient in backward(model).items():
-        same = (
-            gradient is None if gradients[name] is None else torch.equal(gradient, gradients[name])
-        )
-        assert same, name
+        expected = gradients[name]
+        assert gradient is expected is None or torch.equal(gradient, expected), name
 
 
-@pytest.mark.parametrize("method", ["hive", "sa"])
-def test_a_pooling_head_reads_one_token(method, recipe):
-    model, seen = make(method), []
-    prepare_model(model, recipe())
-    head = backbones_of(model)[0].head
-    head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2]))
+def test_a_recipe_spares_the_vision_tail_whatever_its_attention(recipe):
+    def refuse_meta(module, query, key, value, mask, **options):
+        assert query.device.type != "meta"
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    AttentionInterface.register("refuses_meta", refuse_meta)
+    model, seen = make(), []
+    prepare_model(model, recipe(attention="refuses_meta"))
+    prepare_model(model, recipe(attention="refuses_meta"))
+    model.vision_model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     loss_of(model)
-    assert seen == [(2, 1)]
+    assert seen == [(2, 1, 32)]
 
 
 def test_a_head_that_reads_a_padding_mask_is_left_alone():
     model, seen = make(vision="naflex"), []
-    spare_vision_tail(model)
-    head = model.vision_model.head
-    head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    spare_vision_tail(model, parameter_groups(model))
+    model.vision_model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     images = blank_images(model.config.vision_config)
     model(input_ids=torch.randint(3, 90, (1, 6)), **images)
     assert seen == [images["pixel_values"].shape[1]]
+
+
+def test_a_tail_that_needs_the_whole_grid_is_left_alone(monkeypatch):
+    def of_a_grid(self, states):
+        return states.view(-1, 4, 4, states.shape[-1]).mean((1, 2))
+
+    monkeypatch.setattr(SiglipMultiheadAttentionPoolingHead, "forward", of_a_grid)
+    model = make()
+    spare_vision_tail(model, parameter_groups(model))
+    loss_of(model)
 
 
 def test_proof_finds_a_frozen_tensor_that_moved_by_one_bit():

@@ -8,7 +8,7 @@ Shapes: B images, N tokens of one image, D encoder width.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
@@ -390,13 +390,55 @@ def unreached_parameters(config: PreTrainedConfig, deepest_layer: int) -> set[st
         Names as in the encoder's ``named_parameters``.
     """
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = _eager(config)
         blocks = find_blocks(model, config.num_hidden_layers)
         with capture_block_outputs(blocks, [deepest_layer]) as outputs:
             model(**blank_images(config))
         names, parameters = zip(*model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(outputs[deepest_layer].sum(), parameters, allow_unused=True)
     return {name for name, grad in zip(names, gradients, strict=True) if grad is None}
+
+
+def _eager(config: PreTrainedConfig) -> PreTrainedModel:
+    """Make an encoder for the meta device, which fused attention does not always know."""
+    # Of a copy, whose attention may change.
+    return AutoModel.from_config(deepcopy(config), attn_implementation="eager")
+
+
+def spare_unread(encoder: PreTrainedModel, unread: Collection[str]) -> None:
+    """Let an encoder's modules that nobody reads work on one token: post-norm, pooling head.
+
+    A pooling head over all tokens is cheap in operations, but in bfloat16 on a CPU PyTorch copies
+    its weights once for every token. Only direct children of the encoder are spared, and none
+    where they cannot do with one token (tried on the meta device) or where images are padded, as
+    a head reads the mask too. The encoder's own outputs mean nothing afterwards, those of its
+    blocks stay the same.
+
+    Args:
+        encoder: Whose blocks' outputs are read from now on.
+        unread: What ``unreached_parameters`` gave, or more.
+    """
+    if has_any_size(encoder.config):
+        return
+    names = []
+    for name, child in encoder.named_children():
+        parameters = {f"{name}.{part}" for part, _ in child.named_parameters()}
+        if parameters and parameters <= set(unread):
+            names.append(name)
+    with torch.device("meta"), torch.no_grad():
+        trial = _eager(encoder.config)
+        for name in names:
+            trial.get_submodule(name).register_forward_pre_hook(_first_token)
+        try:
+            trial(**blank_images(encoder.config))
+        except (RuntimeError, ValueError, IndexError):
+            return
+    for name in names:
+        encoder.get_submodule(name).register_forward_pre_hook(_first_token)
+
+
+def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a[:, :1] if isinstance(a, Tensor) and a.ndim == 3 else a for a in args)
 
 
 def has_any_size(config: PreTrainedConfig) -> bool:

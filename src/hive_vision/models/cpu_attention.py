@@ -49,8 +49,7 @@ def sdpa_or_products(
     special = dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias"))
     kind = query.device.type
     # Rotary embeddings leave float32 behind, which autocast rounds before fused attention.
-    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
-    precision = torch.get_autocast_dtype(kind) if autocast else query.dtype
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     if not differentiated or special or precision != torch.bfloat16:
         output, _ = sdpa_attention_forward(
             module,

@@ -26,7 +26,7 @@ from hive_vision.data.collators import IGNORE_INDEX
 from hive_vision.studies.recipe_model import recipe_model
 from hive_vision.training.arguments import PretrainArguments
 from hive_vision.training.hardware import precision_on, prepare_model, this_device
-from hive_vision.training.stages import apply_rules
+from hive_vision.training.stages import apply_rules, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def measure_apart(
             reason = " ".join(str(error).split())
             raise RuntimeError(
                 f"{case.stage} of {case.arguments.method} with {case.batch} captions of "
-                f"{case.tokens} tokens did not end ({reason}); give fewer at once"
+                f"{case.tokens} tokens did not end ({reason}); give fewer at once: "
+                "micro_batch_size of plan, batch of profile"
             ) from error
 
 
@@ -115,8 +116,9 @@ def measure_steps(case: StepCase) -> MeasuredSteps:
     torch.manual_seed(0)
     model, images, image_tokens = recipe_model(arguments, device, case.side)
     stage = arguments.stages[case.stage]
-    apply_rules(model, stage.rules)
-    prepare_model(model.train(), arguments)
+    groups = parameter_groups(model)
+    apply_rules(model, stage.rules, groups)
+    prepare_model(model.train(), arguments, groups)
     batch = _batch(model, images, image_tokens, case)
     precision = precision_on(device, arguments.precision)
 

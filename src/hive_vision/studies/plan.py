@@ -90,8 +90,8 @@ def make_plan(
     hardware = find_device(device, precision)
     captions = caption_lengths(arguments, tokens, samples)
     model, images, image_tokens = recipe_model(arguments)
-    spare_vision_tail(model)
     groups = parameter_groups(model)
+    spare_vision_tail(model, groups)
     sizes = dict.fromkeys(GROUPS, 0)
     for name, parameter in model.named_parameters():
         sizes[groups[name]] += parameter.numel()

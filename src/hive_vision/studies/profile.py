@@ -153,8 +153,8 @@ def costs_of(
         side: Of the images in pixels; the encoder's own if not given.
     """
     model, images, image_tokens = recipe_model(recipe, side=side)
-    spare_vision_tail(model)
     groups, found = parameter_groups(model), {}
+    spare_vision_tail(model, groups)
     precision = precision_on(this_device(), recipe.precision)
     for name in stages:
         apply_rules(model, recipe.stages[name].rules, groups)

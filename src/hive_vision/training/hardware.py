@@ -4,6 +4,7 @@ import ctypes
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from hive_vision.models.cpu_attention import CPU_ATTENTION
 from hive_vision.training.arguments import Precision, RunArguments, StageArguments
 from hive_vision.training.checkpoints import KEPT
 from hive_vision.training.processes import LONGEST_WAIT
-from hive_vision.training.stages import spare_vision_tail
+from hive_vision.training.stages import parameter_groups, spare_vision_tail
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -124,19 +125,26 @@ def precision_on(device: str, given: Precision) -> torch.dtype:
     if given != "auto":
         return _PRECISIONS[given]
     if device == "cuda":
-        has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+        has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
     else:  # AVX-512's instructions alone took 2.3 times as long as float32 (docs/cost.md)
         has_bfloat16 = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
-    """Choose how a model computes, as the recipe says; what it computes stays the same.
+def prepare_model(
+    model: PreTrainedModel, arguments: RunArguments, groups: Mapping[str, str] | None = None
+) -> None:
+    """Choose how a model computes, as the recipe says; its loss and gradients stay the same.
+
+    What nobody reads of the encoder is spared, so its own outputs mean nothing afterwards.
 
     Args:
         model: To train.
         arguments: The recipe: ``attention``, ``gradient_checkpointing``, ``compile`` and
             ``keep_freed_memory``.
+        groups: What ``parameter_groups`` gave, where it was asked before.
 
     Raises:
         ValueError: If transformers has no such attention, or not for this model.
@@ -148,8 +156,8 @@ def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
         except (ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"attention is {attention!r}, which cannot be had here ({reason}); use auto, sdpa "
-                "or eager"
+                f"attention is {attention!r}, which is not available here ({reason}); use auto, "
+                "sdpa, eager or another that transformers knows"
             ) from error
     elif this_device() == "cpu":
         parts = (model, *backbones_of(model))
@@ -162,7 +170,7 @@ def prepare_model(model: PreTrainedModel, arguments: RunArguments) -> None:
     if arguments.compile:
         for block in blocks_of(model):
             block.compile()
-    spare_vision_tail(model)
+    spare_vision_tail(model, parameter_groups(model) if groups is None else groups)
     if arguments.keep_freed_memory and this_device() == "cpu":
         keep_freed_memory()
 
@@ -172,7 +180,7 @@ def keep_freed_memory() -> None:
 
     Every step frees gradients and activations and asks for as many bytes again. By default glibc
     returns large blocks to the system at once, which hands them out again page by page, each
-    filled with zeros. Other C libraries are left as they are.
+    filled with zeros. It stays so until the process ends. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":
         return

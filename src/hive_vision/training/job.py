@@ -307,7 +307,7 @@ class Job(ABC, Generic[A]):
     def _train(self, name: str, stage: StageArguments, folder: Path) -> dict[str, Any]:
         """Go on from the stage's last good checkpoint, or start it."""
         self.renew_model()
-        prepare_model(self.model, self.arguments)
+        prepare_model(self.model, self.arguments, self.groups)
         parts = apply_rules(self.model, stage.rules, self.groups)
         check_gradient_path(self.model)
         logger.info("%s", describe_parts(parts))

@@ -138,6 +138,7 @@ class RunFolder:
 FREE_KEYS = (
     "output",
     "micro_batch_size",
+    "gradient_checkpointing",
     "log_every",
     "evaluate_every",
     "save_every",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hive_vision.models.backbones import (
     backbones_of,
     blocks_of,
-    has_any_size,
+    spare_unread,
     unreached_parameters,
 )
 from hive_vision.models.cross_attention import CrossAttention
@@ -78,38 +78,29 @@ def sharded_classes(model: PreTrainedModel) -> list[str]:
     return sorted({type(block).__name__ for block in blocks_of(model)})
 
 
+def _vision_prefix(model: PreTrainedModel) -> str:
+    return "model.vision_tower." if model.config.model_type == "llava" else "vision_model."
+
+
 def _vision_tail(model: PreTrainedModel) -> set[str]:
-    config = model.config
+    config, prefix = model.config, _vision_prefix(model)
     if config.model_type == "llava":
-        depth = config.vision_config.num_hidden_layers
-        deepest, prefix = depth + 1 + config.vision_feature_layer, "model.vision_tower."
+        deepest = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
     else:
-        deepest, prefix = max(config.encoder_layers), "vision_model."
+        deepest = max(config.encoder_layers)
     return {prefix + name for name in unreached_parameters(config.vision_config, deepest)}
 
 
-def spare_vision_tail(model: PreTrainedModel) -> None:
-    """Let the encoder's modules after its last used block work on one token of each image.
-
-    Nobody reads what they give. A pooling head over all tokens is cheap in operations, but in
-    bfloat16 on a CPU PyTorch copies its weights once for every token. An encoder whose images are
-    padded is left as it is: its head reads the mask too.
+def spare_vision_tail(model: PreTrainedModel, groups: Mapping[str, str]) -> None:
+    """Let post-norm and pooling head of the encoder work on one token, as nobody reads them.
 
     Args:
-        model: A `HiveForConditionalGeneration` or a LLaVA model, only to be trained from now on.
+        model: A model that is only trained from now on, see ``spare_unread``.
+        groups: What ``parameter_groups`` gave.
     """
-    if has_any_size(model.config.vision_config):
-        return
-    encoder, tail = backbones_of(model)[0], _vision_tail(model)
-    prefix = next(name for name, module in model.named_modules() if module is encoder)
-    for name, module in encoder.named_children():
-        parameters = {f"{prefix}.{name}.{part}" for part, _ in module.named_parameters()}
-        if parameters and parameters <= tail:
-            module.register_forward_pre_hook(_first_token)
-
-
-def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a[:, :1] if isinstance(a, Tensor) and a.ndim == 3 else a for a in args)
+    prefix = _vision_prefix(model)
+    tail = (name for name, group in groups.items() if group == "vision_tail")
+    spare_unread(backbones_of(model)[0], {name.removeprefix(prefix) for name in tail})
 
 
 def apply_rules(
