@@ -42,10 +42,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="timed in a turn, after two others")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--override", nargs="*", default=[], help="of both sides: key=value")
+    parser.add_argument("--switches", nargs="+", help="such as compile=true; all if not given")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     device = this_device()
-    precision = precision_on(device, load_recipe(RECIPE).precision)
+    precision = precision_on(device, load_recipe(RECIPE, options.override).precision)
     name = torch.cuda.get_device_name(0) if device == "cuda" else platform.processor()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     lines = [
@@ -62,14 +64,17 @@ def main() -> None:
     for stage, switch, only_bfloat16 in SWITCHES:
         if only_bfloat16 and precision == torch.float32:
             continue
+        if options.switches and switch not in options.switches:
+            continue
         lines.append(row(stage, switch, in_turns(stage, switch, options)))
         write(lines, options.output)
-    lines += ["", "| AdamW | seconds (from - to) |", "|---|---|"]
-    for name, seconds in time_adamw(device, options.turns).items():
-        lines.append(
-            f"| {name} | {median(seconds):.3f} ({min(seconds):.3f} - {max(seconds):.3f}) |"
-        )
-    write(lines, options.output)
+    if not options.switches:
+        lines += ["", "| AdamW | seconds (from - to) |", "|---|---|"]
+        for name, seconds in time_adamw(device, options.turns).items():
+            lines.append(
+                f"| {name} | {median(seconds):.3f} ({min(seconds):.3f} - {max(seconds):.3f}) |"
+            )
+        write(lines, options.output)
     print("\n".join(lines))
 
 
@@ -78,7 +83,7 @@ def in_turns(
 ) -> list[tuple[MeasuredSteps, MeasuredSteps]]:
     cases = [
         StepCase(load_recipe(RECIPE, given), stage, options.batch, TOKENS, steps=options.steps)
-        for given in ([], [switch])
+        for given in (options.override, [*options.override, switch])
     ]
     pairs = []
     for turn in range(options.turns):
