@@ -38,7 +38,7 @@ _GPU_SHARE_REASON = (
 _CPU_SHARE, _CPU_SHARE_FLOAT32 = 0.5, 0.7
 _CPU_SHARE_REASON = (
     "assumed of the matrix product just measured: HIVE at the paper's sizes reached 48% to 57% "
-    "of it on one CPU thread in bfloat16, 64% to 71% on two in float32"
+    "of it on one CPU thread in bfloat16, 50% to 78% on two in float32"
 )
 
 
