@@ -128,7 +128,7 @@ def precision_on(device: str, given: Precision) -> torch.dtype:
         has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(
             including_emulation=False
         )
-    else:  # AVX-512's instructions alone took 2.3 times as long as float32 (docs/cost.md)
+    else:  # AVX-512's instructions alone are slower than float32 (docs/log.md)
         has_bfloat16 = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
