@@ -57,6 +57,11 @@ def test_precision_follows_the_hardware(monkeypatch, has_amx):
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
     assert precision_on("cpu", "auto") == (torch.bfloat16 if has_amx else torch.float32)
     assert precision_on("cpu", "float32") == torch.float32
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert precision_on("cuda", "auto") == torch.float32, "an emulated one does not count"
     assert precision_on("cuda", "float16") == torch.float16
 
 

@@ -41,9 +41,9 @@ def test_foreign_folder_is_refused(recipe, tmp_path):
         RunFolder(recipe()).check()
 
 
-def test_differences_ignore_where_the_run_lies():
-    old = {"output": "a", "stage1": {"max_steps": 1}, "seed": 0}
-    new = {"output": "b", "stage1": {"max_steps": 2}, "seed": 0}
+def test_differences_ignore_where_the_run_lies_and_what_spares_memory():
+    old = {"output": "a", "stage1": {"max_steps": 1}, "gradient_checkpointing": False}
+    new = {"output": "b", "stage1": {"max_steps": 2}, "gradient_checkpointing": True}
     assert recipe_differences(old, new) == ["stage1.max_steps: 1 -> 2"]
 
 
