@@ -157,7 +157,7 @@ def prepare_model(
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"attention is {attention!r}, which is not available here ({reason}); use auto, "
-                "sdpa, eager or another that transformers knows"
+                "sdpa or eager"
             ) from error
     elif this_device() == "cpu":
         parts = (model, *backbones_of(model))
